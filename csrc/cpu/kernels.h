@@ -1,0 +1,65 @@
+// Row kernels, one table per instruction set, chosen once at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "fastmrc/rows.h"
+
+namespace fastmrc {
+
+// What one pass over a row of logits yields.
+struct RowStats {
+  float max = 0;        // NaN if the row holds a NaN
+  int32_t argmax = -1;  // lowest index on ties; -1 if every entry is -inf or one is NaN
+  double logsumexp = 0;
+};
+
+enum class Vote : uint8_t { kOriginal, kMean, kMax, kProduct, kWeighted };
+
+constexpr double kEps = 1e-12;  // added to every vote before its logarithm
+
+// The rows that vote on the continuations of one hypothesis.
+struct VoteRows {
+  const void* const* rows;  // [passages]
+  DType dtype;
+  const double* logsumexp;  // [passages]
+  const float* weights;     // [passages], vote kWeighted only
+  int32_t passages;
+  Vote vote;
+};
+
+// Lanes over which the maxima of a row are kept by `lane_max`.
+constexpr int kMaxLanes = 64;
+
+struct Kernels {
+  RowStats (*row_stats)(const void* row, DType dtype, int64_t n);
+
+  // Writes the maximum over i % kMaxLanes == lane of elements [begin, end) to out[kMaxLanes]
+  // (-inf where there is none). Returns false if a NaN was seen.
+  bool (*lane_max)(const void* row, DType dtype, int64_t begin, int64_t end, float* out);
+
+  // Appends the indices in [begin, end) whose value is at least `threshold`; returns their number.
+  // `ids` must hold end - begin entries.
+  int64_t (*collect)(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
+                     int32_t* ids);
+
+  // Writes to out[end - begin] votes of tokens [begin, end) to about 1e-5 relative (plus kEps);
+  // only a filter: what passes is scored again in double precision.
+  void (*approximate_votes)(const VoteRows& rows, int64_t begin, int64_t end, float* out);
+
+  // Single element as float.
+  float (*load_one)(const void* row, DType dtype, int64_t i);
+};
+
+enum class Isa : uint8_t { kGeneric, kAvx2, kAvx512 };
+
+const char* isa_name(Isa isa);
+// The set in use: the best one the processor offers, or the one named by the environment variable
+// FASTMRC_FORCE_ISA (generic, avx2, avx512); std::invalid_argument if that is unknown or missing.
+Isa active_isa();
+const Kernels& kernels();
+// The table of one set; std::invalid_argument if this processor or build does not offer it.
+const Kernels& kernels_of(Isa isa);
+bool isa_available(Isa isa);
+
+}  // namespace fastmrc

@@ -1,0 +1,2 @@
+#define FASTMRC_ISA_NAMESPACE isa_avx2
+#include "cpu/kernels_impl.h"

@@ -1,0 +1,2 @@
+#define FASTMRC_ISA_NAMESPACE isa_generic
+#include "cpu/kernels_impl.h"

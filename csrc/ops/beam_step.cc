@@ -1,0 +1,303 @@
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "core/thread_pool.h"
+#include "fastmrc/ops.h"
+
+namespace fastmrc {
+namespace {
+
+// Tokens of the vocabulary that one task scores in the unconstrained mode.
+constexpr int64_t kPartTokens = 8192;
+// Tokens whose approximate votes are held at once, on the stack.
+constexpr int64_t kBlockTokens = 1024;
+// The approximate vote decides only what is certain: relative error of float32 exponentials over
+// all votes stays below 2e-5; the rounding of scores to float32 adds a part that grows with them.
+double filter_factor(float score) { return 1.0 - 1e-4 - 1e-6 * std::fabs(score); }
+
+// The rows of one hypothesis and the vote over them in double precision, passages in order.
+class HypothesisRows {
+ public:
+  HypothesisRows(const BeamStep& step, const BeamStepWorkspace& space, int32_t question,
+                 int32_t hypothesis)
+      : step_(step), passages_(step.passages[question]) {
+    const auto q = static_cast<size_t>(question);
+    const int64_t first = space.first_row[q] + static_cast<int64_t>(hypothesis) * passages_;
+    data_ = space.row_data.data() + first;
+    logsumexp_ = space.row_logsumexp.data() + first;
+    if (step.vote == Vote::kWeighted) weights_ = step.weights + space.first_passage[q];
+    score_ = step.scores[space.first_hypothesis[q] + hypothesis];
+  }
+
+  float score_of(int32_t token) const {
+    return static_cast<float>(static_cast<double>(score_) + std::log(vote(token) + kEps));
+  }
+
+  float score() const { return score_; }
+
+  VoteRows view() const {
+    return {data_, step_.logits.dtype, logsumexp_, weights_, passages_, step_.vote};
+  }
+
+ private:
+  double probability(int32_t p, int32_t token) const {
+    const float logit = load_one_(data_[p], step_.logits.dtype, token);
+    return std::exp(static_cast<double>(logit) - logsumexp_[p]);
+  }
+
+  double vote(int32_t token) const {
+    double first = 0, second = 0;
+    for (int32_t p = 0; p < passages_; ++p) {
+      const double x = probability(p, token);
+      switch (step_.vote) {
+        case Vote::kMean:
+          first += x;
+          break;
+        case Vote::kMax:
+          first = std::max(first, x);
+          break;
+        case Vote::kProduct:
+          first += std::log(x + kEps);
+          break;
+        case Vote::kOriginal:
+          first += x;
+          second += x * x;
+          break;
+        case Vote::kWeighted: {
+          const double w = static_cast<double>(weights_[p]);
+          first += w * x;
+          second += w * (x * x);
+          break;
+        }
+      }
+    }
+    switch (step_.vote) {
+      case Vote::kMean:
+        return first / passages_;
+      case Vote::kMax:
+        return first;
+      case Vote::kProduct:
+        return std::exp(first / passages_);
+      default:
+        return second / (1.0 + first);
+    }
+  }
+
+  const BeamStep& step_;
+  int32_t passages_;
+  float score_ = 0;
+  const void* const* data_ = nullptr;  // [passages]
+  const double* logsumexp_ = nullptr;  // [passages]
+  const float* weights_ = nullptr;     // [passages], vote kWeighted only
+  float (*load_one_)(const void*, DType, int64_t) = kernels().load_one;
+};
+
+// Keeps the best `width` of `found`, sorted.
+void keep_best(std::vector<Candidate>& found, int32_t width) {
+  const auto kept = std::min<size_t>(found.size(), static_cast<size_t>(width));
+  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
+                    better);
+  found.resize(kept);
+}
+
+// Candidates of one hypothesis under a constraint: few, scored exactly.
+void score_allowed(const BeamStep& step, const Automaton& constraint, int32_t state, bool allow_end,
+                   int32_t hypothesis, const HypothesisRows& rows, std::vector<Candidate>& found) {
+  const AllowedTokens allowed = constraint.allowed(state);
+  if (allowed.size() > 0 && allowed.end[-1] >= step.logits.cols) {
+    throw std::invalid_argument("constraint: expected tokens below the vocabulary size " +
+                                std::to_string(step.logits.cols) + ", got " +
+                                std::to_string(allowed.end[-1]));
+  }
+  for (const int32_t* token = allowed.begin; token != allowed.end; ++token) {
+    if (*token == step.end_id) {
+      throw std::invalid_argument("constraint: expected no end token " +
+                                  std::to_string(step.end_id) + " inside a sequence");
+    }
+    found.push_back({rows.score_of(*token), *token, hypothesis});
+  }
+  if (allow_end && constraint.is_final(state)) {
+    found.push_back({rows.score_of(step.end_id), step.end_id, hypothesis});
+  }
+  keep_best(found, step.width);
+}
+
+// The `width` largest approximate votes so far; their least is the bar for new ones.
+class Bar {
+ public:
+  Bar(int32_t width, double factor, std::vector<float>& heap)
+      : width_(static_cast<size_t>(width)), factor_(factor), heap_(heap) {
+    heap_.clear();
+  }
+
+  // Below this a vote can no longer reach the best `width`.
+  float value() const { return value_; }
+
+  void add(float vote) {
+    if (heap_.size() == width_) {
+      if (vote <= heap_.front()) return;
+      std::pop_heap(heap_.begin(), heap_.end(), std::greater<float>());
+      heap_.pop_back();
+    }
+    heap_.push_back(vote);
+    std::push_heap(heap_.begin(), heap_.end(), std::greater<float>());
+    if (heap_.size() == width_) {
+      value_ = static_cast<float>(static_cast<double>(heap_.front()) * factor_);
+    }
+  }
+
+ private:
+  size_t width_;
+  double factor_;
+  float value_ = 0;  // votes are never negative: all pass until `width` are known
+  std::vector<float>& heap_;
+};
+
+// Candidates of one hypothesis among the tokens [begin, end), without a constraint. Votes are
+// computed block by block on the stack in float32; those that may be among the best are scored
+// again in double precision. No second [rows, vocabulary] array is written.
+void score_part(const BeamStep& step, int64_t begin, int64_t end, bool allow_end,
+                const HypothesisRows& rows, BeamStepWorkspace::Task& task) {
+  std::vector<Candidate>& found = task.found;
+  const Kernels& table = kernels();
+  const VoteRows view = rows.view();
+  Bar bar(step.width, filter_factor(rows.score()), task.best_votes);
+  float votes[kBlockTokens];
+  int32_t ids[kBlockTokens];
+  for (int64_t block = begin; block < end; block += kBlockTokens) {
+    const int64_t stop = std::min(end, block + kBlockTokens);
+    table.approximate_votes(view, block, stop, votes);
+    const int64_t passing =
+        table.collect(votes, DType::kFloat32, 0, stop - block, bar.value(), ids);
+    for (int64_t j = 0; j < passing; ++j) {
+      const auto token = static_cast<int32_t>(block + ids[j]);
+      if (token == step.end_id && !allow_end) continue;
+      if (votes[ids[j]] < bar.value()) continue;
+      bar.add(votes[ids[j]]);
+      found.push_back({votes[ids[j]], token, task.hypothesis});
+    }
+  }
+  const float least = bar.value();
+  found.erase(std::remove_if(found.begin(), found.end(),
+                             [least](const Candidate& c) { return c.score < least; }),
+              found.end());
+  for (Candidate& candidate : found) candidate.score = rows.score_of(candidate.token);
+  keep_best(found, step.width);
+}
+
+void count_offsets(const BeamStep& step, BeamStepWorkspace& space) {
+  const auto n = static_cast<size_t>(step.num_questions) + 1;
+  space.first_row.assign(n, 0);
+  space.first_hypothesis.assign(n, 0);
+  space.first_passage.assign(n, 0);
+  for (size_t q = 0; q + 1 < n; ++q) {
+    const int64_t passages = step.passages[q];
+    const int64_t hypotheses = step.hypotheses[q];
+    space.first_row[q + 1] = space.first_row[q] + passages * hypotheses;
+    space.first_hypothesis[q + 1] = space.first_hypothesis[q] + hypotheses;
+    space.first_passage[q + 1] = space.first_passage[q] + passages;
+  }
+}
+
+// Brings the rows of each hypothesis together and refuses those without a finite entry.
+void gather_rows(const BeamStep& step, BeamStepWorkspace& space) {
+  space.row_data.resize(static_cast<size_t>(space.first_row.back()));
+  space.row_logsumexp.resize(space.row_data.size());
+  for (int32_t q = 0; q < step.num_questions; ++q) {
+    const int64_t first = space.first_row[static_cast<size_t>(q)];
+    for (int32_t p = 0; p < step.passages[q]; ++p) {
+      for (int32_t k = 0; k < step.hypotheses[q]; ++k) {
+        const int64_t slot = first + static_cast<int64_t>(p) * step.hypotheses[q] + k;
+        const int64_t row = step.row_of == nullptr ? slot : step.row_of[slot];
+        if (step.stats[row].argmax < 0) throw_all_masked(row);
+        const auto to = static_cast<size_t>(first + static_cast<int64_t>(k) * step.passages[q] + p);
+        space.row_data[to] = step.logits.row(row);
+        space.row_logsumexp[to] = step.stats[row].logsumexp;
+      }
+    }
+  }
+}
+
+int32_t state_of(const BeamStep& step, const BeamStepWorkspace& space, int32_t q, int32_t k) {
+  if (step.states == nullptr) return Automaton::kRootState;
+  return step.states[space.first_hypothesis[static_cast<size_t>(q)] + k];
+}
+
+// Splits the step into tasks: one per constrained hypothesis, one per hypothesis and part of the
+// vocabulary otherwise. Returns the work in float32 lanes, for the decision about threads.
+int64_t plan_tasks(const BeamStep& step, BeamStepWorkspace& space) {
+  constexpr int64_t kLanesPerExactVote = 16;  // a double-precision exponential against a lane
+  int64_t work = 0;
+  space.num_tasks = 0;
+  for (int32_t q = 0; q < step.num_questions; ++q) {
+    const Automaton* constraint = step.constraints[q];
+    const int64_t parts =
+        constraint != nullptr ? 1 : (step.logits.cols + kPartTokens - 1) / kPartTokens;
+    for (int32_t k = 0; k < step.hypotheses[q]; ++k) {
+      const int64_t lanes =
+          constraint == nullptr
+              ? step.logits.cols
+              : constraint->allowed(state_of(step, space, q, k)).size() * kLanesPerExactVote;
+      work += lanes * step.passages[q];
+      for (int64_t part = 0; part < parts; ++part) {
+        if (space.num_tasks == space.tasks.size()) space.tasks.emplace_back();
+        BeamStepWorkspace::Task& task = space.tasks[space.num_tasks++];
+        task.question = q;
+        task.hypothesis = k;
+        task.part = static_cast<int32_t>(part);
+        task.found.clear();
+      }
+    }
+  }
+  return work;
+}
+
+void run_task(const BeamStep& step, const BeamStepWorkspace& space, BeamStepWorkspace::Task& task) {
+  const int32_t q = task.question;
+  const int32_t state = state_of(step, space, q, task.hypothesis);
+  if (step.passages[q] == 0 || state == Automaton::kDeadState) return;
+  const HypothesisRows rows(step, space, q, task.hypothesis);
+  if (std::isinf(rows.score())) return;  // a hypothesis of score -inf has no continuation
+  const bool allow_end = step.allow_end[q] != 0;
+  if (step.constraints[q] != nullptr) {
+    score_allowed(step, *step.constraints[q], state, allow_end, task.hypothesis, rows, task.found);
+  } else {
+    const int64_t begin = task.part * kPartTokens;
+    score_part(step, begin, std::min(step.logits.cols, begin + kPartTokens), allow_end, rows, task);
+  }
+}
+
+}  // namespace
+
+bool better(const Candidate& a, const Candidate& b) {
+  if (a.score != b.score) return a.score > b.score;
+  if (a.token != b.token) return a.token < b.token;
+  return a.parent < b.parent;
+}
+
+void throw_all_masked(int64_t row) {
+  throw std::invalid_argument(
+      "logits: expected a finite entry in every row, got only -inf in row " + std::to_string(row));
+}
+
+void beam_step(const BeamStep& step, BeamStepWorkspace& space,
+               std::vector<std::vector<Candidate>>& candidates) {
+  count_offsets(step, space);
+  gather_rows(step, space);
+  const int64_t work = plan_tasks(step, space);
+  parallel_for_work(work, static_cast<int64_t>(space.num_tasks),
+                    [&](int64_t i) { run_task(step, space, space.tasks[static_cast<size_t>(i)]); });
+  candidates.resize(static_cast<size_t>(step.num_questions));
+  for (std::vector<Candidate>& list : candidates) list.clear();
+  for (size_t i = 0; i < space.num_tasks; ++i) {
+    const BeamStepWorkspace::Task& task = space.tasks[i];
+    std::vector<Candidate>& list = candidates[static_cast<size_t>(task.question)];
+    list.insert(list.end(), task.found.begin(), task.found.end());
+  }
+  for (std::vector<Candidate>& list : candidates) keep_best(list, step.width);
+}
+
+}  // namespace fastmrc

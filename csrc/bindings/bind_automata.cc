@@ -1,0 +1,140 @@
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "bindings/register.h"
+#include "fastmrc/span_index.h"
+#include "fastmrc/trie.h"
+
+namespace fastmrc::bindings {
+namespace {
+
+// Offsets of `count` sequences, count + 1 of them, checked for size here and for order by the core.
+int64_t count_of(const std::vector<int64_t>& offsets, size_t tokens) {
+  if (offsets.empty() || offsets.back() != static_cast<int64_t>(tokens)) {
+    throw py::value_error(
+        "offsets: expected at least one entry and the last to be the number of "
+        "tokens, " +
+        std::to_string(tokens));
+  }
+  return static_cast<int64_t>(offsets.size()) - 1;
+}
+
+class PySpanIndex : public PyAutomaton {
+ public:
+  PySpanIndex(const std::vector<int32_t>& tokens, const std::vector<int64_t>& offsets)
+      : index_(tokens.data(), offsets.data(),
+               static_cast<int32_t>(count_of(offsets, tokens.size()))) {}
+  const Automaton& automaton() const override { return index_.automaton(); }
+  const SpanIndex& index() const { return index_; }
+
+ private:
+  SpanIndex index_;
+};
+
+class PyTrie : public PyAutomaton {
+ public:
+  PyTrie(const std::vector<int32_t>& tokens, const std::vector<int64_t>& offsets)
+      : automaton_(build_trie(tokens.data(), offsets.data(), count_of(offsets, tokens.size()))) {}
+  const Automaton& automaton() const override { return automaton_; }
+
+ private:
+  Automaton automaton_;
+};
+
+template <typename T>
+std::unique_ptr<T> build(py::handle tokens, py::handle offsets) {
+  const std::vector<int32_t> token_values = int32_values(tokens, "tokens");
+  const std::vector<int64_t> offset_values = int64_values(offsets, "offsets");
+  const py::gil_scoped_release release;
+  return std::make_unique<T>(token_values, offset_values);
+}
+
+py::array_t<int32_t> to_pairs(const std::vector<Occurrence>& found) {
+  py::array_t<int32_t> result({static_cast<py::ssize_t>(found.size()), py::ssize_t{2}});
+  auto out = result.mutable_unchecked<2>();
+  for (size_t i = 0; i < found.size(); ++i) {
+    out(static_cast<py::ssize_t>(i), 0) = found[i].passage;
+    out(static_cast<py::ssize_t>(i), 1) = found[i].position;
+  }
+  return result;
+}
+
+py::array_t<int32_t> advance(const PyAutomaton& self, py::handle states, py::handle tokens) {
+  const Tensor state_tensor(states, "states");
+  const Tensor token_tensor(tokens, "tokens");
+  int64_t n = 0, m = 0;
+  const int32_t* state_data = state_tensor.int32_vector(&n);
+  const int32_t* token_data = token_tensor.int32_vector(&m);
+  if (n != m) {
+    throw py::value_error("tokens: expected one per state, " + std::to_string(n) + ", got " +
+                          std::to_string(m));
+  }
+  py::array_t<int32_t> result(n);
+  int32_t* out = result.mutable_data();
+  const py::gil_scoped_release release;
+  self.automaton().advance(state_data, token_data, n, out);
+  return result;
+}
+
+py::tuple allowed(const PyAutomaton& self, py::handle states) {
+  const std::vector<int32_t> state_values = int32_values(states, "states");
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> tokens;
+  for (const int32_t state : state_values) {
+    const AllowedTokens edges = self.automaton().allowed(state);
+    tokens.insert(tokens.end(), edges.begin, edges.end);
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  return py::make_tuple(to_array(offsets), to_array(tokens));
+}
+
+py::array_t<bool> is_final(const PyAutomaton& self, py::handle states) {
+  const std::vector<int32_t> state_values = int32_values(states, "states");
+  py::array_t<bool> result(static_cast<py::ssize_t>(state_values.size()));
+  for (size_t i = 0; i < state_values.size(); ++i) {
+    result.mutable_at(static_cast<py::ssize_t>(i)) = self.automaton().is_final(state_values[i]);
+  }
+  return result;
+}
+
+}  // namespace
+
+void register_automata(py::module_& module) {
+  py::class_<PyAutomaton>(module, "Automaton")
+      .def("advance", &advance, py::arg("states"), py::arg("tokens"))
+      .def("allowed", &allowed, py::arg("states"))
+      .def("is_final", &is_final, py::arg("states"))
+      .def_property_readonly("num_states",
+                             [](const PyAutomaton& self) { return self.automaton().num_states(); })
+      .def_property_readonly("num_edges",
+                             [](const PyAutomaton& self) { return self.automaton().num_edges(); });
+  py::class_<PySpanIndex, PyAutomaton>(module, "SpanIndex")
+      .def(py::init(&build<PySpanIndex>), py::arg("tokens"), py::arg("offsets"))
+      .def(
+          "occurrences",
+          [](const PySpanIndex& self, py::handle span) {
+            const std::vector<int32_t> tokens = int32_values(span, "span");
+            return to_pairs(
+                self.index().occurrences(tokens.data(), static_cast<int64_t>(tokens.size())));
+          },
+          py::arg("span"));
+  py::class_<PyTrie, PyAutomaton>(module, "Trie")
+      .def(py::init(&build<PyTrie>), py::arg("tokens"), py::arg("offsets"));
+  module.def(
+      "find_occurrences",
+      [](py::handle tokens, py::handle offsets, py::handle span) {
+        const std::vector<int32_t> token_values = int32_values(tokens, "tokens");
+        const std::vector<int64_t> offset_values = int64_values(offsets, "offsets");
+        const std::vector<int32_t> span_values = int32_values(span, "span");
+        const int64_t count = count_of(offset_values, token_values.size());
+        return to_pairs(find_occurrences(token_values.data(), offset_values.data(),
+                                         static_cast<int32_t>(count), span_values.data(),
+                                         static_cast<int64_t>(span_values.size())));
+      },
+      py::arg("tokens"), py::arg("offsets"), py::arg("span"));
+}
+
+}  // namespace fastmrc::bindings

@@ -1,0 +1,198 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "bindings/register.h"
+#include "fastmrc/ops.h"
+
+namespace fastmrc::bindings {
+namespace {
+
+using TopK = void (*)(const Rows&, int64_t, float*, int32_t*);
+
+template <TopK kTopK>
+py::tuple bind_topk(py::handle x, int64_t k) {
+  const Tensor tensor(x, "x");
+  const Rows rows = tensor.rows();
+  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  py::array_t<float> values({rows.rows, k});
+  py::array_t<int32_t> ids({rows.rows, k});
+  float* value_data = values.mutable_data();
+  int32_t* id_data = ids.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    kTopK(rows, k, value_data, id_data);
+  }
+  return py::make_tuple(values, ids);
+}
+
+py::tuple bind_row_stats(py::handle x) {
+  const Tensor tensor(x, "x");
+  const Rows rows = tensor.rows();
+  std::vector<RowStats> stats(static_cast<size_t>(rows.rows));
+  {
+    const py::gil_scoped_release release;
+    row_stats(rows, stats.data());
+  }
+  py::array_t<float> max(rows.rows);
+  py::array_t<int32_t> argmax(rows.rows);
+  py::array_t<double> logsumexp(rows.rows);
+  for (size_t i = 0; i < stats.size(); ++i) {
+    const auto at = static_cast<py::ssize_t>(i);
+    max.mutable_at(at) = stats[i].max;
+    argmax.mutable_at(at) = stats[i].argmax;
+    logsumexp.mutable_at(at) = stats[i].logsumexp;
+  }
+  return py::make_tuple(max, argmax, logsumexp);
+}
+
+struct StepSizes {
+  int64_t rows = 0, hypotheses = 0, passages = 0;
+};
+
+// Counts of a ragged batch; the Python layer has checked that both have one entry per question.
+StepSizes check_counts(const std::vector<int32_t>& passages,
+                       const std::vector<int32_t>& hypotheses) {
+  StepSizes sizes;
+  for (size_t q = 0; q < passages.size(); ++q) {
+    if (passages[q] < 0 || hypotheses[q] < 0) {
+      throw py::value_error("passages, hypotheses: expected counts >= 0, got " +
+                            std::to_string(passages[q]) + " and " + std::to_string(hypotheses[q]) +
+                            " for question " + std::to_string(q));
+    }
+    sizes.rows += static_cast<int64_t>(passages[q]) * hypotheses[q];
+    sizes.hypotheses += hypotheses[q];
+    sizes.passages += passages[q];
+  }
+  return sizes;
+}
+
+void check_size(const char* name, size_t got, int64_t expected) {
+  if (static_cast<int64_t>(got) != expected) {
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(expected) +
+                          " entries, got " + std::to_string(got));
+  }
+}
+
+py::tuple bind_beam_step(py::handle logits, py::handle scores, py::handle passages,
+                         py::handle hypotheses, int32_t beam_size, int32_t end_id,
+                         const std::string& vote, const py::object& weights,
+                         const std::vector<const PyAutomaton*>& constraints,
+                         const py::object& states, const std::vector<bool>& allow_end) {
+  const Tensor tensor(logits, "logits");
+  const std::vector<float> score_values = float32_values(scores, "scores");
+  const std::vector<int32_t> passage_counts = int32_values(passages, "passages");
+  const std::vector<int32_t> hypothesis_counts = int32_values(hypotheses, "hypotheses");
+  std::vector<int32_t> state_values;
+  if (!states.is_none()) state_values = int32_values(states, "states");
+  std::vector<float> weight_values;
+  if (!weights.is_none()) weight_values = float32_values(weights, "weights");
+  const size_t questions = passage_counts.size();
+  check_size("hypotheses", hypothesis_counts.size(), static_cast<int64_t>(questions));
+  check_size("constraint", constraints.size(), static_cast<int64_t>(questions));
+  check_size("allow_end", allow_end.size(), static_cast<int64_t>(questions));
+  const StepSizes sizes = check_counts(passage_counts, hypothesis_counts);
+  check_size("scores", score_values.size(), sizes.hypotheses);
+  if (!states.is_none()) check_size("states", state_values.size(), sizes.hypotheses);
+  if (!weights.is_none()) check_size("weights", weight_values.size(), sizes.passages);
+
+  BeamStep step;
+  step.logits = tensor.rows();
+  step.vote = parse_vote(vote);
+  if (step.logits.rows != sizes.rows) {
+    throw py::value_error("logits: expected " + std::to_string(sizes.rows) +
+                          " rows (passages x hypotheses of all questions), got " +
+                          std::to_string(step.logits.rows));
+  }
+  if ((step.vote == Vote::kWeighted) == weights.is_none()) {
+    throw py::value_error("weights: expected one per passage for vote 'weighted', None otherwise");
+  }
+  for (const float weight : weight_values) {
+    if (!(weight >= 0) || !std::isfinite(weight)) {
+      throw py::value_error("weights: expected finite numbers >= 0");
+    }
+  }
+  for (const float score : score_values) {
+    if (std::isnan(score) || score == std::numeric_limits<float>::infinity()) {
+      throw py::value_error("scores: expected numbers below infinity");
+    }
+  }
+  if (beam_size < 1 || beam_size > step.logits.cols) {
+    throw py::value_error("beam_size: expected 1 to the vocabulary size " +
+                          std::to_string(step.logits.cols) + ", got " + std::to_string(beam_size));
+  }
+  if (end_id < 0 || end_id >= step.logits.cols) {
+    throw py::value_error("end_id: expected a token below " + std::to_string(step.logits.cols) +
+                          ", got " + std::to_string(end_id));
+  }
+  std::vector<const Automaton*> automata;
+  for (const PyAutomaton* constraint : constraints) {
+    automata.push_back(constraint == nullptr ? nullptr : &constraint->automaton());
+  }
+  const std::vector<uint8_t> end_flags(allow_end.begin(), allow_end.end());
+  std::vector<RowStats> stats(static_cast<size_t>(sizes.rows));
+  step.stats = stats.data();
+  step.num_questions = static_cast<int32_t>(questions);
+  step.passages = passage_counts.data();
+  step.hypotheses = hypothesis_counts.data();
+  step.row_of = nullptr;
+  step.scores = score_values.data();
+  step.states = states.is_none() ? nullptr : state_values.data();
+  step.constraints = automata.data();
+  step.allow_end = end_flags.data();
+  step.weights = weight_values.data();
+  step.end_id = end_id;
+  step.width = beam_size;
+
+  const auto shape = std::vector<py::ssize_t>{static_cast<py::ssize_t>(questions), beam_size};
+  py::array_t<float> out_scores(shape);
+  py::array_t<int32_t> out_tokens(shape), out_parents(shape);
+  float* score_data = out_scores.mutable_data();
+  int32_t* token_data = out_tokens.mutable_data();
+  int32_t* parent_data = out_parents.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    row_stats(step.logits, stats.data());
+    // One workspace per calling thread, kept for its next call.
+    thread_local BeamStepWorkspace workspace;
+    thread_local std::vector<std::vector<Candidate>> candidates;
+    beam_step(step, workspace, candidates);
+    for (size_t q = 0; q < questions; ++q) {
+      for (size_t i = 0; i < static_cast<size_t>(beam_size); ++i) {
+        const size_t at = q * static_cast<size_t>(beam_size) + i;
+        const bool valid = i < candidates[q].size();
+        score_data[at] = valid ? candidates[q][i].score : -std::numeric_limits<float>::infinity();
+        token_data[at] = valid ? candidates[q][i].token : -1;
+        parent_data[at] = valid ? candidates[q][i].parent : -1;
+      }
+    }
+  }
+  return py::make_tuple(out_scores, out_tokens, out_parents);
+}
+
+}  // namespace
+
+Vote parse_vote(const std::string& name) {
+  if (name == "original") return Vote::kOriginal;
+  if (name == "mean") return Vote::kMean;
+  if (name == "max") return Vote::kMax;
+  if (name == "product") return Vote::kProduct;
+  if (name == "weighted") return Vote::kWeighted;
+  throw py::value_error("vote: expected original, mean, max, product or weighted, got " + name);
+}
+
+void register_ops(py::module_& module) {
+  module.def("topk", &bind_topk<topk>, py::arg("x"), py::arg("k"));
+  module.def("log_softmax_topk", &bind_topk<log_softmax_topk>, py::arg("x"), py::arg("k"));
+  module.def("row_stats", &bind_row_stats, py::arg("x"));
+  module.def("beam_step", &bind_beam_step, py::arg("logits"), py::arg("scores"),
+             py::arg("passages"), py::arg("hypotheses"), py::arg("beam_size"), py::arg("end_id"),
+             py::arg("vote"), py::arg("weights"), py::arg("constraints"), py::arg("states"),
+             py::arg("allow_end"));
+}
+
+}  // namespace fastmrc::bindings

@@ -1,0 +1,222 @@
+#include "bindings/dlpack.h"
+
+#include <limits>
+
+namespace fastmrc::bindings {
+namespace {
+
+// The binary interface of DLPack (github.com/dmlc/dlpack, version 1.0), as far as it is read here.
+struct DLDevice {
+  int32_t device_type;
+  int32_t device_id;
+};
+struct DLDataType {
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  int32_t ndim;
+  DLDataType dtype;
+  int64_t* shape;
+  int64_t* strides;  // null: row-major
+  uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor dl_tensor;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensor*);
+};
+struct DLManagedTensorVersioned {
+  struct {
+    uint32_t major, minor;
+  } version;
+  void* manager_ctx;
+  void (*deleter)(DLManagedTensorVersioned*);
+  uint64_t flags;
+  DLTensor dl_tensor;
+};
+
+constexpr int32_t kDLCPU = 1;
+enum TypeCode { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
+
+std::string type_name(py::handle object) {
+  return py::cast<std::string>(py::type::of(object).attr("__name__"));
+}
+
+// A tensor that requires gradients refuses to be exported; its data is all that is read here.
+py::object without_gradient(py::handle object) {
+  const py::object requires_grad = py::getattr(object, "requires_grad", py::none());
+  if (py::isinstance<py::bool_>(requires_grad) && requires_grad.cast<bool>()) {
+    return object.attr("detach")();
+  }
+  return py::reinterpret_borrow<py::object>(object);
+}
+
+// Version 1 is asked for because only it can say "read-only"; older producers know no versions.
+py::object export_capsule(const py::object& object, const std::string& name) {
+  try {
+    try {
+      return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (const py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError)) throw;
+    }
+    return object.attr("__dlpack__")();
+  } catch (const py::error_already_set& error) {
+    throw py::type_error(name + ": expected a tensor that DLPack can export, got " +
+                         type_name(object) + " (" + std::string(py::str(error.value())) + ")");
+  }
+}
+
+void check_device(const py::object& object, const std::string& name) {
+  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  if (device.first != kDLCPU) {
+    const std::string kind = device.first == 2 ? "cuda:" + std::to_string(device.second)
+                                               : "DLPack type " + std::to_string(device.first);
+    throw py::value_error(name + ": expected a tensor on the CPU, got device " + kind);
+  }
+}
+
+const DLTensor& tensor_of(const py::object& capsule, const std::string& name) {
+  PyObject* raw = capsule.ptr();
+  if (PyCapsule_IsValid(raw, "dltensor_versioned") != 0) {
+    return static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(raw, "dltensor_versioned"))
+        ->dl_tensor;
+  }
+  if (PyCapsule_IsValid(raw, "dltensor") != 0) {
+    return static_cast<DLManagedTensor*>(PyCapsule_GetPointer(raw, "dltensor"))->dl_tensor;
+  }
+  throw py::type_error(name + ": expected __dlpack__ to return a fresh DLPack capsule");
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+}  // namespace
+
+Tensor::Tensor(py::handle object, const char* name) : name_(name) {
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+    throw py::type_error(name_ +
+                         ": expected a NumPy array, torch tensor or other DLPack object, "
+                         "got " +
+                         type_name(object));
+  }
+  check_device(py::reinterpret_borrow<py::object>(object), name_);
+  capsule_ = export_capsule(without_gradient(object), name_);
+  const DLTensor& tensor = tensor_of(capsule_, name_);
+  if (tensor.dtype.lanes != 1) throw py::type_error(name_ + ": expected scalar elements");
+  data_ = static_cast<const unsigned char*>(tensor.data) + tensor.byte_offset;
+  code_ = tensor.dtype.code;
+  bits_ = tensor.dtype.bits;
+  shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
+  strides_.resize(shape_.size());
+  int64_t stride = 1;
+  for (size_t i = shape_.size(); i-- > 0;) {
+    strides_[i] = tensor.strides == nullptr ? stride : tensor.strides[i];
+    stride *= shape_[i];
+  }
+}
+
+Tensor::~Tensor() = default;
+
+std::string Tensor::dtype_name() const {
+  const char* kind = code_ == kInt      ? "int"
+                     : code_ == kUInt   ? "uint"
+                     : code_ == kFloat  ? "float"
+                     : code_ == kBfloat ? "bfloat"
+                     : code_ == kBool   ? "bool"
+                                        : "DLPack type ";
+  return code_ == kBool ? kind : kind + std::to_string(code_ > kBool ? code_ : bits_);
+}
+
+Rows Tensor::rows() const {
+  if (shape_.empty() || shape_.size() > 2) {
+    throw py::value_error(name_ + ": expected 1 or 2 dimensions, got " +
+                          std::to_string(shape_.size()));
+  }
+  Rows rows;
+  if (code_ == kFloat && bits_ == 32) {
+    rows.dtype = DType::kFloat32;
+  } else if (code_ == kFloat && bits_ == 16) {
+    rows.dtype = DType::kFloat16;
+  } else if (code_ == kBfloat && bits_ == 16) {
+    rows.dtype = DType::kBFloat16;
+  } else {
+    throw py::type_error(name_ + ": expected float32, float16 or bfloat16, got " + dtype_name());
+  }
+  rows.data = data_;
+  rows.cols = shape_.back();
+  rows.rows = shape_.size() == 2 ? shape_[0] : 1;
+  rows.stride = shape_.size() == 2 ? strides_[0] : rows.cols;
+  if (rows.cols < 1 || rows.cols > std::numeric_limits<int32_t>::max()) {
+    throw py::value_error(name_ +
+                          ": expected at least one and fewer than 2^31 columns, got shape " +
+                          shape_text(shape_));
+  }
+  if (rows.rows > 0 && rows.cols > 1 && strides_.back() != 1) {
+    throw py::value_error(name_ + ": expected rows that are contiguous in memory, got stride " +
+                          std::to_string(strides_.back()) +
+                          "; make it contiguous first (numpy.ascontiguousarray, "
+                          "tensor.contiguous())");
+  }
+  return rows;
+}
+
+void Tensor::check_vector(const char* dtype, int code, int bits, int64_t* size) const {
+  if (shape_.size() != 1) {
+    throw py::value_error(name_ + ": expected 1 dimension, got " + std::to_string(shape_.size()));
+  }
+  if (code_ != code || bits_ != bits) {
+    throw py::type_error(name_ + ": expected " + dtype + ", got " + dtype_name());
+  }
+  if (shape_[0] > 1 && strides_[0] != 1) {
+    throw py::value_error(name_ + ": expected a contiguous vector, got stride " +
+                          std::to_string(strides_[0]));
+  }
+  *size = shape_[0];
+}
+
+const int32_t* Tensor::int32_vector(int64_t* size) const {
+  check_vector("int32", kInt, 32, size);
+  return static_cast<const int32_t*>(data_);
+}
+
+const int64_t* Tensor::int64_vector(int64_t* size) const {
+  check_vector("int64", kInt, 64, size);
+  return static_cast<const int64_t*>(data_);
+}
+
+const float* Tensor::float32_vector(int64_t* size) const {
+  check_vector("float32", kFloat, 32, size);
+  return static_cast<const float*>(data_);
+}
+
+std::vector<int32_t> int32_values(py::handle object, const char* name) {
+  const Tensor tensor(object, name);
+  int64_t size = 0;
+  const int32_t* data = tensor.int32_vector(&size);
+  return {data, data + size};
+}
+
+std::vector<int64_t> int64_values(py::handle object, const char* name) {
+  const Tensor tensor(object, name);
+  int64_t size = 0;
+  const int64_t* data = tensor.int64_vector(&size);
+  return {data, data + size};
+}
+
+std::vector<float> float32_values(py::handle object, const char* name) {
+  const Tensor tensor(object, name);
+  int64_t size = 0;
+  const float* data = tensor.float32_vector(&size);
+  return {data, data + size};
+}
+
+}  // namespace fastmrc::bindings

@@ -1,0 +1,62 @@
+// The one door for tensors: any object with __dlpack__ (NumPy, torch, ...), checked once here.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fastmrc/rows.h"
+
+namespace fastmrc::bindings {
+
+namespace py = pybind11;
+
+// A tensor on the CPU, alive as long as this object. Destroy with the GIL held.
+class Tensor {
+ public:
+  // Throws TypeError or ValueError that name the argument.
+  Tensor(py::handle object, const char* name);
+  ~Tensor();
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+
+  // The tensor as rows of logits: [rows, cols] float32, float16 or bfloat16 with unit stride along
+  // a row; a vector is one row.
+  Rows rows() const;
+  // The tensor as a contiguous vector of this type.
+  const int32_t* int32_vector(int64_t* size) const;
+  const int64_t* int64_vector(int64_t* size) const;
+  const float* float32_vector(int64_t* size) const;
+
+ private:
+  void check_vector(const char* dtype, int code, int bits, int64_t* size) const;
+  std::string dtype_name() const;
+
+  std::string name_;
+  py::object capsule_;  // owns the tensor: it was not consumed, so its destructor frees it
+  const void* data_ = nullptr;
+  int code_ = 0;
+  int bits_ = 0;
+  std::vector<int64_t> shape_;
+  std::vector<int64_t> strides_;  // in elements
+};
+
+// Copies of small vectors.
+std::vector<int32_t> int32_values(py::handle object, const char* name);
+std::vector<int64_t> int64_values(py::handle object, const char* name);
+std::vector<float> float32_values(py::handle object, const char* name);
+
+template <typename T>
+py::array_t<T> to_array(const T* data, std::vector<py::ssize_t> shape) {
+  return py::array_t<T>(std::move(shape), data);
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+}  // namespace fastmrc::bindings

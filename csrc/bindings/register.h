@@ -1,0 +1,25 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+#include "fastmrc/automaton.h"
+
+namespace fastmrc::bindings {
+
+// What Python sees as an automaton, whichever builder made it.
+class PyAutomaton {
+ public:
+  virtual ~PyAutomaton() = default;
+  virtual const Automaton& automaton() const = 0;
+};
+
+Vote parse_vote(const std::string& name);
+
+void register_automata(pybind11::module_& module);
+void register_ops(pybind11::module_& module);
+void register_beam_search(pybind11::module_& module);
+
+}  // namespace fastmrc::bindings

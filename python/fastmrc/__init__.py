@@ -1,0 +1,60 @@
+"""fastmrc: native decoding for machine reading with masked-language-model encoders.
+
+Importing the package loads only NumPy and the native extension; torch and transformers are
+imported when a reader is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastmrc._build import __version__, build_info, get_num_threads, set_num_threads
+from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.types import Answer, Candidate, Span, Timings
+
+if TYPE_CHECKING:
+    from fastmrc import ops, reference
+    from fastmrc.constraints import SpanIndex, Trie
+    from fastmrc.readers.seq2seq import Seq2SeqReader
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "InputError",
+    "Seq2SeqReader",
+    "Span",
+    "SpanIndex",
+    "Timings",
+    "Trie",
+    "UnsupportedModelError",
+    "__version__",
+    "build_info",
+    "get_num_threads",
+    "ops",
+    "reference",
+    "set_num_threads",
+]
+
+# Public names that are imported on first use: name -> (module, attribute or None for the module).
+_LAZY = {
+    "Seq2SeqReader": ("fastmrc.readers.seq2seq", "Seq2SeqReader"),
+    "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
+    "Trie": ("fastmrc.constraints", "Trie"),
+    "ops": ("fastmrc.ops", None),
+    "reference": ("fastmrc.reference", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastmrc' has no attribute {name!r}")
+    module_name, attribute = _LAZY[name]
+    module = importlib.import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,156 @@
+"""Constraints of the search: deterministic token automata in the native core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastmrc import _C
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Automaton", "SpanIndex", "Trie", "flatten_sequences", "int_vector"]
+
+_INT32_MAX = 2**31 - 1
+
+
+def int_vector(name: str, values: ArrayLike) -> NDArray[np.int32]:
+    """Convert integers to a contiguous int32 vector, or say what is wrong with them.
+
+    Raises
+    ------
+    TypeError
+        If the values are not integers.
+    ValueError
+        If there is not exactly one dimension or a value does not fit 32 bits.
+    """
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, dtype=np.int32)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected 1 dimension, got {array.ndim}")
+    if array.dtype != np.int32:
+        if array.min() < -_INT32_MAX - 1 or array.max() > _INT32_MAX:
+            raise ValueError(f"{name}: expected values that fit 32 bits")
+        array = array.astype(np.int32)
+    return np.ascontiguousarray(array)
+
+
+def flatten_sequences(
+    name: str, sequences: Iterable[Sequence[int] | NDArray[np.integer]]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Lay token sequences end to end.
+
+    Returns
+    -------
+    tokens, offsets
+        int32 [total] and int64 [number + 1]; sequence ``i`` is
+        ``tokens[offsets[i] : offsets[i + 1]]``.
+    """
+    parts = list(sequences)
+    if any(isinstance(part, (int, str)) for part in parts):
+        raise TypeError(f"{name}: expected sequences of token ids, got single items")
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    if all(isinstance(part, np.ndarray) for part in parts) and parts:
+        joined: ArrayLike = np.concatenate(parts)
+    else:
+        joined = list(chain.from_iterable(parts))
+    return int_vector(name, joined), offsets
+
+
+class Automaton:
+    """Behaviour shared by ``SpanIndex`` and ``Trie``: a deterministic token automaton.
+
+    State 0 is the root, -1 the dead state. Immutable; may be used by several threads.
+    """
+
+    _native: _C.Automaton
+
+    def advance(self, states: ArrayLike, tokens: ArrayLike) -> NDArray[np.int32]:
+        """Follow one token from each state.
+
+        Parameters
+        ----------
+        states, tokens
+            Integers, [n].
+
+        Returns
+        -------
+        numpy.ndarray
+            int32 [n]; -1 where nothing follows.
+        """
+        return self._native.advance(int_vector("states", states), int_vector("tokens", tokens))
+
+    def allowed(self, states: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """List the tokens that may follow each state.
+
+        Returns
+        -------
+        offsets, tokens
+            int64 [n + 1] and int32; the tokens of state ``i``, ascending, are
+            ``tokens[offsets[i] : offsets[i + 1]]``.
+        """
+        return self._native.allowed(int_vector("states", states))
+
+    def is_final(self, states: ArrayLike) -> NDArray[np.bool_]:
+        """Tell whether a sequence may end in each state; bool [n]."""
+        return self._native.is_final(int_vector("states", states))
+
+    @property
+    def num_states(self) -> int:
+        """Number of states."""
+        return self._native.num_states
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges."""
+        return self._native.num_edges
+
+
+class SpanIndex(Automaton):
+    """The contiguous pieces of some passages, none across two passages.
+
+    A suffix automaton (Blumer et al. 1985), linear in time and size; every state is final.
+
+    Parameters
+    ----------
+    passages
+        Token ids of each passage, not negative.
+    """
+
+    _native: _C.SpanIndex
+
+    def __init__(self, passages: Iterable[Sequence[int] | NDArray[np.integer]]) -> None:
+        self._native = _C.SpanIndex(*flatten_sequences("passages", passages))
+
+    def occurrences(self, span: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+        """Find where a span stands.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32 [m, 2]: passage and position of each occurrence, in order; none for an empty span.
+        """
+        return self._native.occurrences(int_vector("span", span))
+
+
+class Trie(Automaton):
+    """A closed set of token sequences; a state is final where a sequence ends.
+
+    Parameters
+    ----------
+    sequences
+        Token ids of each sequence, not negative; equal ones count once.
+    """
+
+    _native: _C.Trie
+
+    def __init__(self, sequences: Iterable[Sequence[int] | NDArray[np.integer]]) -> None:
+        self._native = _C.Trie(*flatten_sequences("sequences", sequences))

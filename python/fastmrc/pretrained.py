@@ -1,0 +1,405 @@
+"""Load a masked language model with its tokenizer: the packaged one, a directory or a hub id.
+
+Weights come from safetensors only, so that loading a model never runs code from its files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from fastmrc.errors import InputError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+__all__ = [
+    "INT8_FORMAT",
+    "SETTINGS_FILE",
+    "LoadedModel",
+    "Normalization",
+    "load_masked_lm",
+    "packaged_model_path",
+]
+
+Normalization = Literal["none", "original"]
+
+INT8_FORMAT = "int8-per-row"
+SETTINGS_FILE = "fastmrc.json"
+
+_PACKAGED_MODEL = "zh-reader"
+_WEIGHTS_FILE = "model.safetensors"
+_SHARDS_FILE = "model.safetensors.index.json"
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_DTYPES = ("float32", "float16", "bfloat16")
+
+# Verbosity and progress bars of transformers are global to the process.
+_quiet_lock = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A masked language model that is ready to run.
+
+    Attributes
+    ----------
+    model
+        ``...ForMaskedLM`` of transformers in evaluation mode, scaled-dot-product attention.
+    tokenizer
+        Its fast tokenizer, with a [CLS] and a [SEP] token.
+    normalization
+        What is done to the characters of a passage before tokenising: ``"none"``, or
+        ``"original"`` (space and 、；， become a comma).
+    source
+        The directory or hub id that was asked for; the directory of the packaged model if none was.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    normalization: Normalization
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What ``fastmrc.json`` beside a model says."""
+
+    int8: bool = False
+    normalization: Normalization = "none"
+
+
+def packaged_model_path() -> Path:
+    """Return the directory of the model that comes with the package."""
+    return Path(__file__).resolve().parent / "models" / _PACKAGED_MODEL
+
+
+def load_masked_lm(
+    path_or_id: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> LoadedModel:
+    """Load a masked language model and its tokenizer.
+
+    Parameters
+    ----------
+    path_or_id
+        A directory, the id of a model on the hub, or nothing for the packaged model.
+    revision
+        Branch, tag or commit of a hub model; a directory has none.
+    local_files_only
+        Whether to use only what the hub's cache on this machine holds.
+    dtype
+        float32 (the default), float16 or bfloat16, as a torch dtype or its name.
+    device
+        Where the model goes; the CPU by default.
+
+    Returns
+    -------
+    LoadedModel
+
+    Raises
+    ------
+    InputError
+        If there is no such directory or hub model, or `dtype` or `device` cannot be used.
+    UnsupportedModelError
+        If the model has no trained masked-LM head, comes as pickle only, is damaged, or has no
+        fast tokenizer that fits it.
+
+    Notes
+    -----
+    A directory may hold a file ``fastmrc.json`` with the keys ``format`` (``"int8-per-row"``, see
+    `fastmrc.int8`; without it the weights are read as transformers wrote them) and
+    ``normalization`` (``"none"``, the default, or ``"original"``).
+    """
+    import torch
+
+    torch_dtype = _resolve_dtype(dtype)
+    torch_device = _resolve_device(device)
+    directory = _resolve_directory(path_or_id, revision, local_files_only)
+    source = str(directory if path_or_id is None else path_or_id)
+    settings = _read_settings(directory, source)
+    with _quiet_transformers():
+        config = _load_config(directory, source)
+        model_class = _masked_lm_class(config, source)
+        _check_weight_files(directory, source)
+        tokenizer = _load_tokenizer(directory, source)
+        _check_vocabulary(tokenizer, config, source)
+        model = _load_model(model_class, directory, config, settings, torch_dtype, source)
+        torch.nn.Module.to(model, torch_device)
+    return LoadedModel(model, tokenizer, settings.normalization, source)
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    import torch
+
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    resolved: torch.dtype = getattr(torch, name)
+    return resolved
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    import torch
+
+    try:
+        resolved = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        # torch raises AssertionError where it was built without the device's backend.
+        raise InputError(
+            f"device: expected a device that torch can use here, got {str(device)!r}"
+        ) from None
+    return resolved
+
+
+def _resolve_directory(
+    path_or_id: str | Path | None, revision: str | None, local_files_only: bool
+) -> Path:
+    if path_or_id is None:
+        return packaged_model_path()
+    if not isinstance(path_or_id, str | Path):
+        raise InputError(
+            f"path_or_id: expected a path or a hub id, got {type(path_or_id).__name__}"
+        )
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"path_or_id: expected a directory, got the file '{path_or_id}'")
+    if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id):
+        raise InputError(f"path_or_id: there is no directory '{path_or_id}'")
+    return _download(path_or_id, revision, local_files_only)
+
+
+def _download(hub_id: str, revision: str | None, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        directory = snapshot_download(
+            hub_id,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=_HUB_PATTERNS,
+            ignore_patterns=["*/*"],
+        )
+    except (OSError, ValueError) as error:
+        at = "" if revision is None else f" at revision '{revision}'"
+        where = "the hub's cache on this machine" if local_files_only else "the hub or its cache"
+        raise InputError(
+            f"path_or_id: '{hub_id}' is no directory, and {where} gives no model of that name{at} "
+            f"({type(error).__name__})"
+        ) from error
+    return Path(directory)
+
+
+def _read_settings(directory: Path, source: str) -> _Settings:
+    path = directory / SETTINGS_FILE
+    if not path.is_file():
+        return _Settings()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"{source}: cannot read {SETTINGS_FILE} ({error})") from None
+    if not isinstance(values, dict):
+        raise UnsupportedModelError(f"{source}: {SETTINGS_FILE} is not a JSON object")
+    model_format = values.get("format")
+    if model_format not in (None, INT8_FORMAT):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: format: expected '{INT8_FORMAT}' or none, "
+            f"got {model_format!r}"
+        )
+    normalization = values.get("normalization", "none")
+    if normalization not in get_args(Normalization):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: normalization: expected one of "
+            f"{', '.join(get_args(Normalization))}, got {normalization!r}"
+        )
+    return _Settings(model_format is not None, normalization)
+
+
+def _load_config(directory: Path, source: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise UnsupportedModelError(f"{source}: there is no config.json, so this is not a model")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"{source}: transformers does not know the model of config.json ({_first_line(error)})"
+        ) from error
+    return config
+
+
+def _masked_lm_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"{source}: model type '{config.model_type}' has no masked-LM head in transformers"
+        )
+    model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    return cast("type[PreTrainedModel]", model_class)
+
+
+def _check_weight_files(directory: Path, source: str) -> None:
+    """Open every safetensors file, which compares its header with its length."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in _weight_files(directory, source):
+        path = directory / name
+        if not path.is_file():
+            raise UnsupportedModelError(f"{source}: {name} is named in {_SHARDS_FILE} but missing")
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UnsupportedModelError(
+                f"{source}: {name} is damaged or not complete ({_first_line(error)})"
+            ) from error
+
+
+def _weight_files(directory: Path, source: str) -> list[str]:
+    if (directory / _WEIGHTS_FILE).is_file():
+        return [_WEIGHTS_FILE]
+    if (directory / _SHARDS_FILE).is_file():
+        try:
+            index = json.loads((directory / _SHARDS_FILE).read_text(encoding="utf-8"))
+            return sorted(set(index["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UnsupportedModelError(f"{source}: cannot read {_SHARDS_FILE}") from None
+    pickles = sorted(p.name for pattern in _PICKLE_PATTERNS for p in directory.glob(pattern))
+    if pickles:
+        raise UnsupportedModelError(
+            f"{source}: expected weights in safetensors, got only pickle files "
+            f"({', '.join(pickles)}), which are never loaded"
+        )
+    raise UnsupportedModelError(f"{source}: expected weights in {_WEIGHTS_FILE}, got no such file")
+
+
+def _load_tokenizer(directory: Path, source: str) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception for a bad file
+        raise UnsupportedModelError(
+            f"{source}: the tokenizer is missing or cannot be read ({_first_line(error)})"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UnsupportedModelError(
+            f"{source}: expected a fast tokenizer (tokenizer.json), got "
+            f"{type(tokenizer).__name__}, which gives no character offsets"
+        )
+    fast = cast("PreTrainedTokenizerFast", tokenizer)
+    # Without its files transformers makes a tokenizer of special tokens only, without a word.
+    if set(fast.get_vocab()) <= set(fast.all_special_tokens):
+        raise UnsupportedModelError(
+            f"{source}: the tokenizer is missing (no tokenizer.json or vocabulary file)"
+        )
+    return fast
+
+
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, source: str
+) -> None:
+    for role in ("cls", "sep"):
+        if getattr(tokenizer, f"{role}_token_id") is None:
+            raise UnsupportedModelError(f"{source}: the tokenizer names no [{role.upper()}] token")
+    largest = max(tokenizer.get_vocab().values())
+    size = getattr(config, "vocab_size", None)
+    if size is not None and largest >= size:
+        raise UnsupportedModelError(
+            f"{source}: the tokenizer has ids up to {largest}, the model only {size} entries"
+        )
+
+
+def _load_model(
+    model_class: type[PreTrainedModel],
+    directory: Path,
+    config: PreTrainedConfig,
+    settings: _Settings,
+    dtype: torch.dtype,
+    source: str,
+) -> PreTrainedModel:
+    arguments: dict[str, Any] = {"pretrained_model_name_or_path": directory}
+    if settings.int8:
+        from fastmrc.int8 import load_int8_weights
+
+        weights = load_int8_weights(directory / _WEIGHTS_FILE)
+        arguments = {"pretrained_model_name_or_path": None, "state_dict": weights}
+    load: Any = model_class.from_pretrained
+    try:
+        model, report = load(
+            **arguments,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            # Both faults are reported and refused below instead of a warning or a long message.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{source}: transformers cannot load the model ({_first_line(error)})"
+        ) from error
+    _check_report(report, source)
+    return cast("PreTrainedModel", model)
+
+
+def _check_report(report: dict[str, Any], source: str) -> None:
+    """Refuse a model in which transformers filled in random weights."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{source}: the checkpoint holds no trained masked-LM model: {len(missing)} weights "
+            f"are missing, such as {missing[0]}"
+        )
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if mismatched:
+        raise UnsupportedModelError(
+            f"{source}: the shape of {mismatched[0]} does not fit config.json"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the progress bars and warnings of transformers, and restore them after."""
+    from transformers.utils import logging
+
+    control: Any = logging
+    with _quiet_lock:
+        verbosity = control.get_verbosity()
+        bars = control.is_progress_bar_enabled()
+        control.set_verbosity_error()
+        control.disable_progress_bar()
+        try:
+            yield
+        finally:
+            control.set_verbosity(verbosity)
+            if bars:
+                control.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

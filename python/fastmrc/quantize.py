@@ -1,0 +1,88 @@
+"""Turn a model directory into its int8 form: ``python -m fastmrc.quantize SOURCE OUTPUT``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastmrc.errors import InputError
+from fastmrc.int8 import save_int8_weights
+from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_masked_lm
+
+__all__ = ["main", "quantize_model"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+
+
+def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
+    """Write the int8 form of a masked language model (see `fastmrc.int8`).
+
+    Parameters
+    ----------
+    source_dir
+        A model directory that `fastmrc.pretrained.load_masked_lm` accepts.
+    output_dir
+        Where the new model goes; made if needed. Tied weights are stored once.
+
+    Raises
+    ------
+    InputError
+        If there is no such directory, or both are the same.
+    UnsupportedModelError
+        If the model cannot be loaded.
+    """
+    source, output = Path(source_dir), Path(output_dir)
+    if source.resolve() == output.resolve():
+        raise InputError(f"output_dir: expected another directory than the source '{source}'")
+    loaded = load_masked_lm(source)
+    tied = set(loaded.model.all_tied_weights_keys)
+    weights = {k: v for k, v in loaded.model.state_dict().items() if k not in tied}
+
+    output.mkdir(parents=True, exist_ok=True)
+    save_int8_weights(weights, output / "model.safetensors")
+    _copy_config(source, output)
+    _copy_tokenizer(source, output)
+    _write_json(
+        output / SETTINGS_FILE, {"format": INT8_FORMAT, "normalization": loaded.normalization}
+    )
+
+
+def _copy_config(source: Path, output: Path) -> None:
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    # transformers once wrote the path that a model had been loaded from.
+    config.pop("_name_or_path", None)
+    _write_json(output / "config.json", config)
+
+
+def _copy_tokenizer(source: Path, output: Path) -> None:
+    complete = (source / "tokenizer.json").is_file()
+    for name in _TOKENIZER_FILES if complete else _TOKENIZER_FILES + _VOCABULARY_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output / name)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fastmrc.quantize", description=__doc__)
+    parser.add_argument("source", help="model directory (safetensors, fast tokenizer)")
+    parser.add_argument("output", help="directory to write")
+    options = parser.parse_args(arguments)
+    try:
+        quantize_model(options.source, options.output)
+    except (InputError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

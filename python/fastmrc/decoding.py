@@ -1,0 +1,118 @@
+"""Drives the native beam search with the logits of an encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmrc import _C
+from fastmrc._build import follow_torch
+from fastmrc.constraints import Automaton, flatten_sequences
+from fastmrc.options import SearchOptions
+from fastmrc.types import Hypothesis, SearchResult
+
+__all__ = ["BatchResult", "LogitsSource", "beam_search"]
+
+
+class LogitsSource(Protocol):
+    """What computes the logits of a search; `fastmrc.encoder.EncoderSession` does."""
+
+    def prefill(self) -> Any:
+        """Return the logits of the first token, [passages of all questions, V]."""
+
+    def step(self, request: _C.StepRequest) -> Any:
+        """Return the logits of the rows that the request lists, [rows, V]."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Results of a batch of questions and the seconds spent in each part."""
+
+    results: list[SearchResult]
+    encode_seconds: float
+    decode_seconds: float
+
+
+def beam_search(
+    source: LogitsSource,
+    questions: Sequence[Sequence[Sequence[int] | NDArray[np.int32]]],
+    *,
+    end_id: int,
+    vocabulary_size: int,
+    options: SearchOptions,
+    weights: Sequence[Sequence[float]] | None = None,
+    constraints: Sequence[Automaton | None] = (),
+) -> BatchResult:
+    """Search the answers to a batch of questions.
+
+    Parameters
+    ----------
+    source
+        Computes the logits.
+    questions
+        For each question the token ids of its passages, without special tokens.
+    end_id
+        The token that ends an answer.
+    vocabulary_size
+        Columns of the logits.
+    options
+        Beam size, mode, vote, lengths and finishing rule.
+    weights
+        One weight per passage of each question, for the vote ``"weighted"``.
+    constraints
+        Empty, or one automaton per question that replaces the constraint of the mode.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range or the logits hold NaN, +inf or a row of -inf.
+    """
+    follow_torch()
+    tokens, passage_offsets = flatten_sequences(
+        "passages", [passage for passages in questions for passage in passages]
+    )
+    question_offsets = np.zeros(len(questions) + 1, dtype=np.int32)
+    np.cumsum([len(passages) for passages in questions], out=question_offsets[1:])
+    search = _C.BeamSearch(
+        tokens,
+        passage_offsets,
+        question_offsets,
+        vocabulary_size=vocabulary_size,
+        end_id=end_id,
+        beam_size=options.beam_size,
+        min_tokens=options.min_answer_tokens,
+        max_tokens=options.max_answer_tokens,
+        vote=options.vote,
+        finish=options.finish,
+        length_penalty=options.length_penalty,
+        spans_only=options.mode == "extractive",
+        constraints=[None if c is None else c._native for c in constraints],
+        weights=None
+        if weights is None
+        else np.array([w for group in weights for w in group], dtype=np.float32),
+    )
+    encode_seconds = decode_seconds = 0.0
+    while not search.done:
+        begin = time.perf_counter()
+        logits = source.prefill() if search.steps == 0 else source.step(search.request)
+        middle = time.perf_counter()
+        search.step(logits)
+        encode_seconds += middle - begin
+        decode_seconds += time.perf_counter() - middle
+    surviving = search.surviving
+    results = [
+        _result(search, q, surviving[question_offsets[q] : question_offsets[q + 1]].tolist())
+        for q in range(len(questions))
+    ]
+    return BatchResult(results, encode_seconds, decode_seconds)
+
+
+def _result(search: _C.BeamSearch, question: int, surviving: list[bool]) -> SearchResult:
+    hypotheses = [Hypothesis(*entry) for entry in search.hypotheses(question)]
+    best = search.best(question)
+    return SearchResult(None if best < 0 else hypotheses[best], hypotheses, surviving)

@@ -1,0 +1,1 @@
+"""Readers: question and passages in, answer out."""

@@ -1,0 +1,133 @@
+"""From text to tokens and back: normalization, tokenising with offsets, windows, spans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmrc.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from fastmrc.pretrained import Normalization
+
+__all__ = ["TextCodec", "TokenizedText", "window_starts"]
+
+# The original's passage normalization; one character for one, so that offsets stay right.
+_ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
+
+_CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
+_SPACE_AT_CJK = re.compile(rf"(?<=[{_CJK}])\s+|\s+(?=[{_CJK}])")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """Tokens of a text and the characters each stands for.
+
+    Attributes
+    ----------
+    token_ids
+        int32 [n], without special tokens.
+    starts, ends
+        int32 [n], half-open character ranges in the caller's text.
+    """
+
+    token_ids: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def piece(self, start: int, stop: int) -> TokenizedText:
+        """Return the tokens [start, stop)."""
+        window = slice(start, stop)
+        return TokenizedText(self.token_ids[window], self.starts[window], self.ends[window])
+
+
+class TextCodec:
+    """Tokeniser of a model, for passages and questions.
+
+    Strings that look like special tokens are plain text here. Safe to use from several threads.
+
+    Parameters
+    ----------
+    tokenizer
+        Fast tokenizer of the model.
+    normalization
+        ``"original"`` turns space, 、, ； and ， of passages into a comma before tokenising.
+    """  # noqa: RUF002
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, normalization: Normalization) -> None:
+        from tokenizers import Tokenizer
+
+        backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # "[SEP]" in a passage must not end it
+        self._backend = backend
+        self._normalize = normalization == "original"
+        self.cls_id = _special_id(tokenizer, "cls_token_id")
+        self.sep_id = _special_id(tokenizer, "sep_token_id")
+        self.unk_id: int | None = tokenizer.unk_token_id
+
+    def encode_question(self, question: str) -> NDArray[np.int32]:
+        """Return the token ids of a question, int32 [n]."""
+        return self._encode("question", [question])[0].token_ids
+
+    def encode_passages(self, passages: Sequence[str]) -> list[TokenizedText]:
+        """Tokenise passages, normalized as the model was trained."""
+        if self._normalize:
+            passages = [passage.translate(_ORIGINAL_NORMALIZATION) for passage in passages]
+        return self._encode("passages", passages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, without spaces next to Chinese characters."""
+        text = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        return _SPACE_AT_CJK.sub("", text).strip()
+
+    def _encode(self, name: str, texts: Sequence[str]) -> list[TokenizedText]:
+        try:
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError as error:  # a lone surrogate has no UTF-8 form
+            raise InputError(f"{name}: expected text that UTF-8 can encode") from error
+        return [self._tokenized(encoding) for encoding in encodings]
+
+    def _tokenized(self, encoding: Any) -> TokenizedText:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        return TokenizedText(ids, offsets[:, 0].copy(), offsets[:, 1].copy())
+
+
+def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:
+    """Yield where the windows over a passage begin.
+
+    Parameters
+    ----------
+    length
+        Tokens of the passage.
+    size
+        Tokens of a window.
+    stride
+        Tokens that neighbouring windows share; None: one window, the rest is cut off.
+    """
+    yield 0
+    if stride is None:
+        return
+    start = 0
+    while start + size < length:
+        start += size - stride
+        yield start
+
+
+def _special_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    token_id = getattr(tokenizer, name)
+    if token_id is None:
+        raise InputError(f"tokenizer: expected a token for {name}, got none")
+    return int(token_id)

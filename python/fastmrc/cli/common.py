@@ -1,0 +1,184 @@
+"""What the commands share: options of readers, their construction, messages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Protocol, TypeAlias, cast, get_args
+
+from fastmrc.data import DataIssue
+from fastmrc.options import Combine, Finish, Mode, SearchOptions, Vote
+from fastmrc.types import Answer
+
+__all__ = [
+    "METHODS",
+    "Reader",
+    "SubParsers",
+    "add_json_option",
+    "add_reader_options",
+    "build_reader",
+    "positive_int",
+    "print_json",
+    "report_issue",
+    "search_options",
+    "set_threads",
+]
+
+SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Class of each method, under the same name in fastmrc and in fastmrc.reference.
+METHODS = {"seq2seq": "Seq2SeqReader"}
+DTYPES = ("float32", "bfloat16", "auto")
+NORMALIZATIONS = ("original", "none")
+
+_DEFAULTS = SearchOptions()
+
+
+class Reader(Protocol):
+    """What the commands need of a reader."""
+
+    def answer(self, question: str, passages: Sequence[str], **options: Any) -> Answer:
+        """Answer one question."""
+        ...
+
+    def answer_batch(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, progress: bool, **options: Any
+    ) -> list[Answer]:
+        """Answer several questions, in their order."""
+        ...
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1 for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return value
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+
+def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True) -> None:
+    """Add the options that choose, load and steer a reader.
+
+    Parameters
+    ----------
+    parser
+        Parser of the command.
+    baseline
+        Whether the command lets the user choose the reference instead of the engine.
+    """
+    model = parser.add_argument_group("model")
+    model.add_argument("--method", choices=tuple(METHODS), default="seq2seq", help="kind of reader")
+    model.add_argument("--model", metavar="PATH|ID", help="directory or hub id (default: packaged)")
+    model.add_argument("--revision", help="revision of a hub model")
+    model.add_argument("--local-files-only", action="store_true", help="never use the network")
+    model.add_argument(
+        "--normalization", choices=NORMALIZATIONS, help="of passages (default: the model's own)"
+    )
+    model.add_argument("--dtype", choices=DTYPES, help="of the encoder (default: float32)")
+    model.add_argument("--device", help="as torch names it, such as cpu or cuda:0 (default: cpu)")
+    model.add_argument("--threads", type=positive_int, metavar="N", help="of engine and encoder")
+    if baseline:
+        model.add_argument(
+            "--baseline", action="store_true", help="use the pure-Python reference, slow"
+        )
+    _add_search_options(parser.add_argument_group("search"))
+
+
+def _add_search_options(search: argparse._ArgumentGroup) -> None:
+    def add(name: str, text: str, **keywords: Any) -> None:
+        default = getattr(_DEFAULTS, name)
+        shown = "off" if default is None else default
+        option = "--" + name.replace("_", "-")
+        search.add_argument(option, help=f"{text} (default: {shown})", **keywords)
+
+    add("beam_size", "hypotheses kept at each step", type=int, metavar="K")
+    add("mode", "copy a span, or write freely", choices=get_args(Mode))
+    add("vote", "how passages agree", choices=get_args(Vote))
+    add("min_answer_tokens", "shortest answer", type=int, metavar="N")
+    add("max_answer_tokens", "longest answer", type=int, metavar="N")
+    add("finish", "when the search ends", choices=get_args(Finish))
+    add("length_penalty", "exponent of the length with --finish pool", type=float, metavar="X")
+    add("combine", "vote at each step, or on finished answers", choices=get_args(Combine))
+    add("no_answer_threshold", "give no answer below this score", type=float, metavar="X")
+    add("stride", "read long passages in windows that overlap by N tokens", type=int, metavar="N")
+
+
+def search_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the search options that were given, checked; the reader's defaults stand for others.
+
+    Raises
+    ------
+    InputError
+        Naming the first option that does not fit.
+    """
+    names = (field.name for field in fields(SearchOptions))
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    SearchOptions(**given)
+    return given
+
+
+def set_threads(count: int | None) -> None:
+    """Set the threads of the engine and of torch; None leaves the defaults."""
+    if count is None:
+        return
+    import torch
+
+    from fastmrc import set_num_threads
+
+    set_num_threads(count)
+    torch.set_num_threads(count)
+
+
+def build_reader(args: argparse.Namespace, *, baseline: bool | None = None) -> Reader:
+    """Load the reader that the options ask for.
+
+    Parameters
+    ----------
+    args
+        With the attributes of `add_reader_options`.
+    baseline
+        Engine (False) or reference (True), whatever the options say; None: as they say.
+
+    Returns
+    -------
+    Reader
+        Options that were not given are not passed on, so the reader's own defaults hold.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    set_threads(args.threads)
+    use_reference = args.baseline if baseline is None else baseline
+    module = importlib.import_module("fastmrc.reference" if use_reference else "fastmrc")
+    options = {
+        name: getattr(args, name)
+        for name in ("device", "dtype", "normalization", "revision")
+        if getattr(args, name) is not None
+    }
+    reader_class = getattr(module, METHODS[args.method])
+    reader = reader_class.from_pretrained(
+        args.model, local_files_only=args.local_files_only, **options
+    )
+    return cast(Reader, reader)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on one line of the standard output."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def report_issue(issue: DataIssue | str) -> None:
+    """Name a record that is left out, in one line on the standard error."""
+    print(f"fastmrc: skipped: {' '.join(str(issue).split())}", file=sys.stderr)

@@ -1,0 +1,233 @@
+"""``fastmrc predict``: answer a data set into a file, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Protocol, cast
+
+from fastmrc.cli import common
+from fastmrc.data import (
+    DataIssue,
+    PredictionWriter,
+    Progress,
+    Question,
+    check_progress,
+    read_questions,
+    restore_order,
+)
+from fastmrc.errors import InputError
+from fastmrc.types import Answer
+
+__all__ = ["Summary", "add_parser", "run"]
+
+BATCH_SIZE = 16
+
+EXIT_SKIPPED = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did.
+
+    Attributes
+    ----------
+    questions
+        Questions of the data set that could be read.
+    already_done
+        Of these, answered by an earlier run.
+    answered, empty
+        Answered by this run, and found to have no answer.
+    skipped
+        Lines that could not be read and questions that the reader refused.
+    seconds
+        Spent on answering, without loading the model.
+    """
+
+    questions: int = 0
+    already_done: int = 0
+    answered: int = 0
+    empty: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    @property
+    def questions_per_second(self) -> float:
+        """Speed of this run; 0.0 if it had nothing to do."""
+        done = self.answered + self.empty
+        return done / self.seconds if done else 0.0
+
+
+def add_parser(subparsers: common.SubParsers) -> None:
+    """Add the command to the parser of the program."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="answer a data set",
+        description="Answer a data set into lines of id<TAB>answer, in the order of the data. "
+        "Run again after an interruption, it goes on where it stopped.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="JSON lines, a JSON array or SQuAD JSON"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="predictions")
+    parser.add_argument("--overwrite", action="store_true", help="start anew")
+    parser.add_argument(
+        "--batch-size",
+        type=common.positive_int,
+        default=BATCH_SIZE,
+        metavar="N",
+        help="questions given to the reader at once; an interruption loses at most these "
+        "(default: %(default)s)",
+    )
+    common.add_json_option(parser)
+    common.add_reader_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer what is not answered yet; 2 if something was skipped, 130 if interrupted."""
+    try:
+        summary = _predict(args)
+    except KeyboardInterrupt:
+        how = "again without --overwrite" if args.overwrite else "again"
+        print(f"interrupted; run the same command {how} to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if args.json:
+        speed = {"questions_per_second": summary.questions_per_second}
+        common.print_json(asdict(summary) | speed)
+    else:
+        _print_summary(summary, args.out)
+    return EXIT_SKIPPED if summary.skipped else 0
+
+
+def _print_summary(summary: Summary, out: str) -> None:
+    before = f" ({summary.already_done} by an earlier run)" if summary.already_done else ""
+    print(f"questions   {summary.questions}{before}")
+    print(f"answered    {summary.answered}")
+    print(f"no answer   {summary.empty}")
+    print(f"skipped     {summary.skipped}")
+    print(f"time        {summary.seconds:.1f} s, {summary.questions_per_second:.2f} questions/s")
+    print(f"written to  {out}")
+
+
+def _predict(args: argparse.Namespace) -> Summary:
+    options = common.search_options(args)
+    _check_paths(args.data, args.out)
+    summary = Summary()
+
+    def skip(issue: DataIssue) -> None:
+        common.report_issue(issue)
+        summary.skipped += 1
+
+    # The data are read twice, so that only their ids are held in memory.
+    ids = [question.id for question in read_questions(args.data, on_error=skip)]
+    if not ids:
+        raise InputError(f"{args.data}: no question could be read")
+    progress = Progress() if args.overwrite else check_progress(args.out, ids)
+    summary.questions, summary.already_done = len(ids), len(progress.done)
+    if summary.already_done == summary.questions:
+        _cut_partial_line(args.out, progress)
+    else:
+        reader = common.build_reader(args)
+        with PredictionWriter(args.out, keep=progress.size) as writer:
+            todo = _questions_to_do(args.data, progress)
+            _answer_all(reader, options, todo, args.batch_size, writer, summary)
+    restore_order(args.out, ids)
+    return summary
+
+
+def _check_paths(data: str, out: str) -> None:
+    if not os.path.exists(data):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), data)
+    if not os.path.isfile(data):
+        raise InputError(f"data: expected a regular file, as it is read twice, got {data}")
+    if os.path.exists(out) and os.path.samefile(data, out):
+        raise InputError(f"out: expected another file than the data, got {out}")
+    folder = os.path.dirname(out) or "."
+    if not os.path.isdir(folder):
+        raise InputError(f"out: expected a file in an existing directory, got {out}")
+
+
+def _cut_partial_line(out: str, progress: Progress) -> None:
+    with PredictionWriter(out, keep=progress.size):
+        pass
+
+
+def _questions_to_do(data: str, progress: Progress) -> Iterator[Question]:
+    done = set(progress.done)
+    # The first reading has reported what cannot be used.
+    for question in read_questions(data, on_error=lambda issue: None):
+        if question.id not in done:
+            yield question
+
+
+def _answer_all(
+    reader: common.Reader,
+    options: dict[str, Any],
+    questions: Iterator[Question],
+    batch_size: int,
+    writer: PredictionWriter,
+    summary: Summary,
+) -> None:
+    started = time.perf_counter()
+    with _progress_bar(summary.questions, summary.already_done) as bar:
+        while batch := list(islice(questions, batch_size)):
+            results = _answer_batch(reader, batch, options)
+            _raise_if_hopeless(results, summary)
+            for question, result in zip(batch, results, strict=True):
+                if isinstance(result, ValueError):
+                    bar.clear()
+                    common.report_issue(f"{question.place}: id {question.id!r}: {result}")
+                    summary.skipped += 1
+                    continue
+                writer.write(question.id, result.text)
+                if result.text:
+                    summary.answered += 1
+                else:
+                    summary.empty += 1
+            bar.update(len(batch))
+            summary.seconds = time.perf_counter() - started
+
+
+def _answer_batch(
+    reader: common.Reader, batch: Sequence[Question], options: dict[str, Any]
+) -> list[Answer | ValueError]:
+    """Answer a batch; if the reader refuses it, one by one, so that one question costs itself."""
+    try:
+        return [*reader.answer_batch([q.pair for q in batch], progress=False, **options)]
+    except ValueError as error:
+        if len(batch) == 1:
+            return [error]
+    return [result for question in batch for result in _answer_batch(reader, [question], options)]
+
+
+def _raise_if_hopeless(results: Sequence[Answer | ValueError], summary: Summary) -> None:
+    """Stop if every question so far fails alike: an option, not the data, is wrong."""
+    errors = [result for result in results if isinstance(result, ValueError)]
+    if summary.answered + summary.empty or not 1 < len(errors) == len(results):
+        return
+    if len({str(error) for error in errors}) == 1:
+        raise errors[0]
+
+
+class _Bar(AbstractContextManager["_Bar"], Protocol):
+    def update(self, count: int) -> object: ...
+
+    def clear(self) -> object: ...
+
+
+def _progress_bar(total: int, done: int) -> _Bar:
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty()
+    bar = tqdm(total=total, initial=done, unit="q", file=sys.stderr, disable=hidden)
+    return cast(_Bar, bar)

@@ -1,0 +1,760 @@
+"""Questions, passages and predictions on disk.
+
+Questions are read from three shapes of file, told apart by their content:
+
+JSON lines
+    One object a line:
+    ``{"id", "question", "passages": [{"passage", "answer"}], "answers": [...]}``. A passage may
+    also be a plain string. Read line by line, so the size of the file does not matter.
+a JSON array
+    Of the same objects. The file is held in memory.
+SQuAD
+    ``{"data": [{"paragraphs": [{"context", "qas": [...]}]}]}``, where an entry of ``qas`` is
+    ``{"id", "question", "answers": [{"text"}]}``. The file is held in memory; each question gets
+    its paragraph as its only passage.
+
+A record that cannot be used is reported with its place, and the others are still read.
+Predictions are ``id<TAB>answer`` lines in UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import BinaryIO, TypeAlias
+
+from fastmrc.errors import InputError
+
+__all__ = [
+    "DataIssue",
+    "Passage",
+    "PredictionWriter",
+    "Progress",
+    "Question",
+    "check_progress",
+    "check_text",
+    "prediction_line",
+    "read_passages",
+    "read_predictions",
+    "read_questions",
+    "restore_order",
+]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+_BOM = b"\xef\xbb\xbf"
+_JSON_TYPES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+# Everything that some reader of text takes for the end of a line, and the field separator.
+_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_SEPARATORS = re.compile(r"[\s,]*")
+_DOCUMENT_START = re.compile(r'\s*\{\s*(\n|"(data|version)"\s*:)')
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage and the answer it holds; an empty answer means that it holds none."""
+
+    text: str
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a data set.
+
+    Attributes
+    ----------
+    id
+        Unique in its file, not empty, without tabs and line breaks.
+    question
+        Text of the question, not blank.
+    passages
+        Passages in the order of the file; possibly none.
+    answers
+        Accepted answers; empty if none are given.
+    place
+        ``file:line``, or ``file: data[i].paragraphs[j].qas[k]`` in a SQuAD file.
+    """
+
+    id: str
+    question: str
+    passages: tuple[Passage, ...]
+    answers: tuple[str, ...] = ()
+    place: str = ""
+
+    @property
+    def pair(self) -> tuple[str, list[str]]:
+        """Question and texts of the passages, as ``answer_batch`` takes them."""
+        return self.question, [passage.text for passage in self.passages]
+
+
+@dataclass(frozen=True, slots=True)
+class DataIssue:
+    """A record that was left out.
+
+    Attributes
+    ----------
+    path
+        File as the caller named it.
+    line
+        Line from 1, or None where only the path inside a SQuAD document is known.
+    message
+        What was expected and what came.
+    item
+        Path inside a SQuAD document, else empty.
+    """
+
+    path: str
+    line: int | None
+    message: str
+    item: str = ""
+
+    @property
+    def place(self) -> str:
+        """``file:line`` or ``file: item``."""
+        return _place(self.path, self.line, self.item)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+OnError: TypeAlias = Callable[[DataIssue], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A parsed JSON value and where it came from."""
+
+    value: object
+    line: int | None
+    item: str = ""
+
+
+# --- questions ---------------------------------------------------------------------------------
+
+
+def read_questions(path: StrPath, *, on_error: OnError | None = None) -> Iterator[Question]:
+    """Read the questions of a file in any of the three shapes of this module.
+
+    Parameters
+    ----------
+    path
+        JSON lines, a JSON array or a SQuAD document, in UTF-8, with or without a byte order mark.
+    on_error
+        Called with each record that cannot be used: not JSON, not UTF-8, no question, a value of
+        a wrong type, an id that was used before. ``issues.append`` collects them. If None, the
+        first one raises.
+
+    Yields
+    ------
+    Question
+        In the order of the file.
+
+    Raises
+    ------
+    InputError
+        Without ``on_error``, at the first record that cannot be used.
+    OSError
+        If the file cannot be read.
+
+    Notes
+    -----
+    After a broken element of an array, reading goes on at the next line on which an element
+    starts; a SQuAD document that is not JSON is lost as a whole.
+    """
+    name = os.fspath(path)
+    report = _raise_issue if on_error is None else on_error
+    seen: dict[str, str] = {}
+    for record in _records(name, report):
+        place = _place(name, record.line, record.item)
+        try:
+            question = _parse_question(record.value, place)
+            first = seen.setdefault(question.id, place)
+            if first is not place:
+                raise InputError(f"id: {question.id!r} was used before, at {first}")
+        except InputError as error:
+            report(DataIssue(name, record.line, str(error), record.item))
+        else:
+            yield question
+
+
+def _raise_issue(issue: DataIssue) -> None:
+    raise InputError(str(issue))
+
+
+def _place(path: str, line: int | None, item: str) -> str:
+    if line is not None:
+        return f"{path}:{line}"
+    return f"{path}: {item}" if item else path
+
+
+def _records(name: str, report: OnError) -> Iterator[_Record]:
+    with open(name, "rb") as file:
+        head: list[bytes] = []
+        for raw in file:
+            head.append(raw if head else raw.removeprefix(_BOM))
+            if sum(1 for line in head if line.strip()) == 2:
+                break
+        if _is_json_lines(head):
+            yield from _json_lines(name, chain(head, file), report)
+            return
+        rest = file.read()
+    # Bytes that are not UTF-8 become lone surrogates, so one of them costs one record only.
+    text = b"".join([*head, rest]).decode("utf-8", "surrogateescape")
+    if text.lstrip().startswith("["):
+        yield from _array(name, text, report)
+        return
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if _DOCUMENT_START.match(text):
+            message, line_number = _json_problem(error)
+            report(DataIssue(name, line_number, message))
+        else:
+            lines = (line + b"\n" for line in b"".join([*head, rest]).split(b"\n"))
+            yield from _json_lines(name, lines, report)
+        return
+    for match in _ESCAPED_BYTE.finditer(text):
+        report(DataIssue(name, text.count("\n", 0, match.start()) + 1, _not_utf8(match.group())))
+    if _is_squad(document):
+        yield from _squad(name, document["data"], report)
+    else:
+        yield _Record(document, 1)
+
+
+def _is_json_lines(head: list[bytes]) -> bool:
+    """Tell JSON lines from a document that spans the file, by its first two lines with content."""
+    lines = [line.strip() for line in head if line.strip()]
+    if not lines:
+        return True
+    first = _try_json(lines[0])
+    if lines[0].startswith(b"["):
+        return len(lines) == 2 and isinstance(first, list)
+    if not lines[0].startswith(b"{"):
+        return True
+    if first is not None:
+        return len(lines) == 2 or not _is_squad(first)
+    if len(lines) == 1:
+        return True
+    second = _try_json(lines[1])
+    return isinstance(second, dict) and "question" in second
+
+
+def _is_squad(value: object) -> bool:
+    return isinstance(value, dict) and "data" in value and "question" not in value
+
+
+def _try_json(raw: bytes) -> object:
+    try:
+        return _loads(raw.decode("utf-8", "surrogateescape"))
+    except InputError:
+        return None
+
+
+def _json_lines(name: str, lines: Iterable[bytes], report: OnError) -> Iterator[_Record]:
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            value = _loads(_decode(raw))
+        except InputError as error:
+            report(DataIssue(name, number, str(error)))
+        else:
+            yield _Record(value, number)
+
+
+def _array(name: str, text: str, report: OnError) -> Iterator[_Record]:
+    """Read the elements one by one, so that a broken one does not take the others with it."""
+    decoder = json.JSONDecoder()
+    position = text.index("[") + 1
+    line, counted = 1, 0
+    while True:
+        match = _SEPARATORS.match(text, position)
+        start = match.end() if match else position
+        line, counted = line + text.count("\n", counted, start), start
+        if text[start : start + 1] in ("]", ""):
+            break
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            position = _next_element(text, start)
+            message, at = _json_problem(error)
+            if position == len(text):
+                message += "; the rest of the array cannot be read"
+            report(DataIssue(name, at or line, message))
+            if position == len(text):
+                return
+            continue
+        position = end
+        damaged = _ESCAPED_BYTE.search(text, start, end)
+        if damaged:
+            at = line + text.count("\n", start, damaged.start())
+            report(DataIssue(name, at, _not_utf8(damaged.group())))
+        else:
+            yield _Record(value, line)
+    if start == len(text):
+        report(DataIssue(name, line, "not JSON: the array is not closed; is the file cut off?"))
+    elif text[start + 1 :].strip():
+        report(DataIssue(name, line, "not JSON: text after the end of the array is not read"))
+
+
+def _next_element(text: str, start: int) -> int:
+    """Offset of the next line that begins an object no deeper than the one at `start`."""
+    column = start - (text.rfind("\n", 0, start) + 1)
+    for match in re.compile(r"\n([ \t]*,?[ \t]*)\{").finditer(text, start):
+        if len(match.group(1)) <= column:
+            return match.start(1)
+    return len(text)
+
+
+def _squad(name: str, articles: object, report: OnError) -> Iterator[_Record]:
+    """Yield the questions of a SQuAD document in the shape of the other files."""
+    for article_item, article in _entries(name, "data", articles, report):
+        paragraphs = article.get("paragraphs")
+        for item, paragraph in _entries(name, f"{article_item}.paragraphs", paragraphs, report):
+            context = paragraph.get("context")
+            for qa_item, qa in _entries(name, f"{item}.qas", paragraph.get("qas"), report):
+                try:
+                    answers = _squad_answers(qa.get("answers"))
+                except InputError as error:
+                    report(DataIssue(name, None, str(error), qa_item))
+                    continue
+                passage = {"passage": context, "answer": answers[0] if answers else ""}
+                record = {"id": qa.get("id"), "question": qa.get("question")}
+                yield _Record(record | {"passages": [passage], "answers": answers}, None, qa_item)
+
+
+def _entries(
+    name: str, item: str, values: object, report: OnError
+) -> Iterator[tuple[str, dict[str, object]]]:
+    if not isinstance(values, list):
+        report(DataIssue(name, None, f"expected an array, got {_kind(values)}", item))
+        return
+    for index, value in enumerate(values):
+        if isinstance(value, dict):
+            yield f"{item}[{index}]", value
+        else:
+            message = f"expected an object, got {_kind(value)}"
+            report(DataIssue(name, None, message, f"{item}[{index}]"))
+
+
+def _squad_answers(values: object) -> list[str]:
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise InputError(f"answers: expected an array, got {_kind(values)}")
+    texts: dict[str, None] = {}
+    for index, value in enumerate(values):
+        text = value.get("text") if isinstance(value, dict) else value
+        texts.setdefault(_string(f"answers[{index}]", text))
+    return list(texts)
+
+
+def _parse_question(value: object, place: str) -> Question:
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, got {_kind(value)}")
+    question = _string("question", _required(value, "question"))
+    if not question.strip():
+        raise InputError("question: expected a text, got a blank one")
+    passages = _list("passages", _required(value, "passages"))
+    answers = [] if value.get("answers") is None else _list("answers", value["answers"])
+    return Question(
+        id=_question_id(_required(value, "id")),
+        question=question,
+        passages=tuple(_passage(f"passages[{i}]", entry) for i, entry in enumerate(passages)),
+        answers=tuple(_string(f"answers[{i}]", entry) for i, entry in enumerate(answers)),
+        place=place,
+    )
+
+
+def _required(value: dict[str, object], key: str) -> object:
+    if value.get(key) is None:
+        raise InputError(f"{key}: missing")
+    return value[key]
+
+
+def _question_id(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = _string("id", value)
+    if not text or _BREAKS.search(text):
+        raise InputError(f"id: expected a text without tabs and line breaks, got {text!r}")
+    return text
+
+
+def _passage(name: str, value: object) -> Passage:
+    if isinstance(value, str):
+        return Passage(check_text(name, value))
+    if not isinstance(value, dict):
+        raise InputError(f"{name}: expected a string or an object, got {_kind(value)}")
+    text = _string(f"{name}.passage", value.get("passage"))
+    answer = value.get("answer")
+    return Passage(text, "" if answer is None else _string(f"{name}.answer", answer))
+
+
+def _list(name: str, value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise InputError(f"{name}: expected an array, got {_kind(value)}")
+    return value
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected a string, got {_kind(value)}")
+    return check_text(name, value)
+
+
+def check_text(name: str, text: str) -> str:
+    """Return `text` if it can be written as UTF-8.
+
+    A string with half of a surrogate pair (from a cut ``\\u`` escape, or a command line that is
+    not UTF-8) can neither be tokenized nor printed.
+
+    Raises
+    ------
+    InputError
+        Naming `name` and the character offset.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InputError(
+            f"{name}: expected Unicode text, got half a surrogate pair "
+            f"(U+{code:04X} at character {error.start})"
+        ) from None
+    return text
+
+
+def _kind(value: object) -> str:
+    return _JSON_TYPES.get(type(value), type(value).__name__)
+
+
+def _loads(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    # Deep nesting and integers of thousands of digits are errors of the text as well.
+    except (ValueError, RecursionError) as error:
+        raise InputError(_json_problem(error)[0]) from None
+    return value
+
+
+def _json_problem(error: Exception) -> tuple[str, int | None]:
+    """Message and line (None if unknown) of what json raised."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} (column {error.colno})", error.lineno
+    if isinstance(error, RecursionError):
+        return "not JSON that can be read: nested too deeply", None
+    return f"not JSON that can be read: {error}", None
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        raise InputError(f"not UTF-8: 0x{byte:02x} at byte {error.start + 1} of the line") from None
+
+
+def _not_utf8(escaped: str) -> str:
+    return f"not UTF-8: 0x{ord(escaped) - 0xDC00:02x}"
+
+
+# --- passages ----------------------------------------------------------------------------------
+
+
+def read_passages(source: StrPath) -> list[str]:
+    """Read the passages for one question.
+
+    Parameters
+    ----------
+    source
+        A text file with one passage a line, or JSON lines: strings, or objects with
+        ``"passage"``. ``"-"`` is the standard input. Blank lines are left out. A file is JSON
+        lines if its name ends in ``.jsonl`` or its first line is a JSON string or object.
+
+    Returns
+    -------
+    list of str
+        Possibly empty.
+
+    Raises
+    ------
+    InputError
+        At the first line that is not UTF-8 or not what JSON lines should hold, with file and
+        line.
+    OSError
+        If the file cannot be read.
+    """
+    name = os.fspath(source)
+    with _open_source(name) as (shown, file):
+        return _passage_lines(shown, name.endswith(".jsonl"), file)
+
+
+@contextmanager
+def _open_source(name: str) -> Iterator[tuple[str, BinaryIO]]:
+    if name == "-":
+        yield "standard input", sys.stdin.buffer
+    else:
+        with open(name, "rb") as file:
+            yield name, file
+
+
+def _passage_lines(shown: str, as_json: bool, lines: Iterable[bytes]) -> list[str]:
+    passages: list[str] = []
+    for number, raw in enumerate(lines, start=1):
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        if not raw.strip():
+            continue
+        try:
+            text = _decode(raw).strip("\r\n")
+            if not passages and not as_json:
+                as_json = isinstance(_try_json(raw), str | dict)
+            passages.append(_json_passage(text) if as_json else text)
+        except InputError as error:
+            hint = " (the file is read as JSON lines, as its first line is)" if passages else ""
+            raise InputError(f"{shown}:{number}: {error}{hint if as_json else ''}") from None
+    return passages
+
+
+def _json_passage(text: str) -> str:
+    value = _loads(text)
+    if isinstance(value, dict):
+        value = _required(value, "passage")
+    return _string("passage", value)
+
+
+# --- predictions -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an earlier run left in a file of predictions.
+
+    Attributes
+    ----------
+    done
+        Ids of the complete lines, in the order of the file.
+    size
+        Bytes of the complete lines. What follows is a partly written line.
+    """
+
+    done: tuple[str, ...] = ()
+    size: int = 0
+
+
+def prediction_line(question_id: str, answer: str) -> str:
+    """Format one prediction, ``id<TAB>answer`` and a newline.
+
+    Tabs and line breaks in the answer (of any kind, U+0085, U+2028 and U+2029 included) become
+    spaces, one for one, since the format has no escape for them.
+    """
+    return f"{question_id}\t{_BREAKS.sub(' ', answer)}\n"
+
+
+def read_predictions(path: StrPath) -> dict[str, str]:
+    """Read ``id<TAB>answer`` lines; the last one may lack its newline.
+
+    Returns
+    -------
+    dict
+        Answers by id, in the order of the file; an empty answer means that there was none.
+
+    Raises
+    ------
+    InputError
+        With file and line: not UTF-8, no tab, or an id that was used before.
+    OSError
+        If the file cannot be read.
+    """
+    name = os.fspath(path)
+    predictions: dict[str, str] = {}
+    with open(name, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                question_id, answer = _parse_prediction(raw)
+                if question_id in predictions:
+                    raise InputError(f"id: {question_id!r} was used before")
+            except InputError as error:
+                raise InputError(f"{name}:{number}: {error}") from None
+            predictions[question_id] = answer
+    return predictions
+
+
+def _parse_prediction(raw: bytes) -> tuple[str, str]:
+    question_id, tab, answer = _decode(raw).rstrip("\r\n").partition("\t")
+    if not tab:
+        raise InputError(f"expected id<TAB>answer, got {_shorten(question_id)!r}")
+    return question_id, answer
+
+
+def _shorten(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def check_progress(path: StrPath, known: Collection[str]) -> Progress:
+    """See what a file of predictions holds already; nothing is changed.
+
+    Parameters
+    ----------
+    path
+        File of predictions; it need not exist.
+    known
+        Ids of the data set.
+
+    Returns
+    -------
+    Progress
+        Ids of the complete lines. A last line without its newline was being written when the
+        earlier run ended; it does not count.
+
+    Raises
+    ------
+    InputError
+        With file and line, if the file is not one of predictions for this data set: an unknown
+        or repeated id, no tab, not UTF-8, or a last partial line that begins no known id.
+    OSError
+        If the file cannot be read.
+    """
+    name = os.fspath(path)
+    ids = set(known)
+    done: dict[str, None] = {}
+    size = 0
+    if not os.path.exists(name):
+        return Progress()
+    _require_regular_file(name, os.stat(name))
+    with open(name, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                if not raw.endswith(b"\n"):
+                    _check_partial(raw, ids)
+                    break
+                question_id, _ = _parse_prediction(raw)
+                if question_id not in ids:
+                    raise InputError(f"id: {question_id!r} is not in the data")
+                if question_id in done:
+                    raise InputError(f"id: {question_id!r} was used before")
+            except InputError as error:
+                raise InputError(
+                    f"{name}:{number}: {error}; the file is left as it is "
+                    "(it does not hold predictions for this data)"
+                ) from None
+            done[question_id] = None
+            size += len(raw)
+    return Progress(tuple(done), size)
+
+
+def _require_regular_file(name: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name}: expected a regular file for the predictions")
+
+
+def _check_partial(raw: bytes, known: Collection[str]) -> None:
+    """Refuse to cut off a last line that this program cannot have begun to write."""
+    question_id, tab, _ = raw.partition(b"\t")
+    encoded = (text.encode("utf-8") for text in known)
+    begun = any(text == question_id if tab else text.startswith(raw) for text in encoded)
+    if not begun:
+        shown = _shorten(question_id.decode("utf-8", "replace"))
+        raise InputError(f"a last line without newline that begins no id of the data: {shown!r}")
+
+
+class PredictionWriter:
+    """Append predictions to a file, each line flushed as it is written.
+
+    Parameters
+    ----------
+    path
+        File of predictions; made if it does not exist.
+    keep
+        Bytes to keep, as `check_progress` reports them; what follows is cut off. 0 starts anew.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+
+    def __init__(self, path: StrPath, *, keep: int = 0) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            _require_regular_file(os.fspath(path), os.fstat(descriptor))
+        except InputError:
+            os.close(descriptor)
+            raise
+        self._file = os.fdopen(descriptor, "r+b")
+        self._file.truncate(keep)
+        self._file.seek(keep)
+
+    def write(self, question_id: str, answer: str) -> None:
+        """Write one line and hand it to the operating system."""
+        self._file.write(prediction_line(question_id, answer).encode("utf-8"))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def restore_order(path: StrPath, order: Iterable[str]) -> bool:
+    """Put the lines of a file of predictions into the order of the data.
+
+    They are out of order after a run that answers questions which an earlier one had to skip.
+    The file is replaced as a whole, so an interruption leaves the old or the new one.
+
+    Parameters
+    ----------
+    path
+        A complete file of predictions.
+    order
+        Ids of the data set; those without a prediction are left out.
+
+    Returns
+    -------
+    bool
+        Whether the file was out of order.
+    """
+    name = os.path.realpath(path)
+    predictions = read_predictions(name)
+    ordered = [question_id for question_id in order if question_id in predictions]
+    if ordered == list(predictions):
+        return False
+    part = f"{name}.part"
+    with open(part, "wb") as file:
+        for question_id in ordered:
+            file.write(prediction_line(question_id, predictions[question_id]).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.copymode(name, part)
+    os.replace(part, name)
+    return True

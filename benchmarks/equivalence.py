@@ -1,0 +1,157 @@
+"""Compare the engine's answers with the reference's on real questions.
+
+    python -m benchmarks.equivalence --data questions.jsonl -n 300
+
+Every question is read with each beam size and mode. A different answer counts as a mismatch when the
+reference scores the two answers more than 1e-5 apart; smaller differences are listed. The
+reference's log-probabilities are kept per question, since beams of different size ask for the same
+prefixes; this changes its speed, not its answers. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import fastmrc
+from fastmrc import reference
+from fastmrc.data import read_questions
+from fastmrc.types import Answer
+
+MARGIN = 1e-5
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    cases = _load_cases(arguments.data, arguments.n)
+    engine = fastmrc.Seq2SeqReader.from_pretrained(arguments.model)
+    oracle = reference.Seq2SeqReader.from_pretrained(arguments.model)
+    memory = _Memory(oracle)
+    compared = mismatches = 0
+    near_ties: list[dict[str, Any]] = []
+    for question, passages in tqdm(cases):
+        memory.clear()
+        for mode in ("extractive", "generative"):
+            for beam_size in arguments.beam_sizes:
+                options = {
+                    "mode": mode,
+                    "beam_size": beam_size,
+                    "max_passage_tokens": arguments.max_passage_tokens,
+                    "max_answer_tokens": arguments.max_answer_tokens,
+                }
+                got = engine.answer(question, passages, **options)
+                expected = oracle.answer(question, passages, **options)
+                compared += 1
+                if _same(got, expected):
+                    continue
+                entry = {"question": question, **options, "got": got.text, "want": expected.text}
+                margin = abs(_oracle_score(expected, got) - expected.score)
+                if margin > MARGIN:
+                    mismatches += 1
+                    print("mismatch", json.dumps(entry, ensure_ascii=False), file=sys.stderr)
+                else:
+                    near_ties.append(entry)
+    print(
+        json.dumps(
+            {
+                "questions": len(cases),
+                "passages": sum(len(passages) for _, passages in cases),
+                "compared": compared,
+                "mismatches": mismatches,
+                "near_ties": near_ties,
+                **{name: getattr(arguments, name) for name in ("beam_sizes", "max_passage_tokens")},
+            },
+            ensure_ascii=False,
+        )
+    )
+    return 1 if mismatches else 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default=None, help="default: the packaged model")
+    parser.add_argument("-n", type=int, default=300, help="number of questions")
+    parser.add_argument("--beam-sizes", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--max-passage-tokens", type=int, default=254)
+    parser.add_argument("--max-answer-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=0)
+    return parser.parse_args()
+
+
+def _load_cases(path: Path, n: int) -> list[tuple[str, list[str]]]:
+    """Take n questions; the i-th gets 1 + i % 10 passages, its own and those of its neighbours."""
+    questions = list(read_questions(path))
+    random.Random(0).shuffle(questions)
+    cases = []
+    for i, question in enumerate(questions[:n]):
+        pool = [p for other in questions[i : i + 10] for p in other.pair[1]]
+        passages = list(dict.fromkeys(pool))[: 1 + i % 10]
+        random.Random(i).shuffle(passages)
+        cases.append((question.pair[0], passages))
+    return cases
+
+
+def _same(a: Answer, b: Answer) -> bool:
+    return (
+        a.token_ids == b.token_ids
+        and a.text == b.text
+        and a.spans == b.spans
+        and abs(a.score - b.score) <= 1e-3
+    )
+
+
+def _oracle_score(expected: Answer, got: Answer) -> float:
+    """Score that the reference gives to the engine's answer, if it kept it."""
+    for candidate in expected.candidates:
+        if candidate.token_ids == got.token_ids:
+            return candidate.score
+    return float("inf")
+
+
+class _Memory:
+    """Keeps the reference's log-probabilities per passage input and prefix."""
+
+    def __init__(self, reader: reference.Seq2SeqReader) -> None:
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], np.ndarray] = {}
+        encoder = reader._encoder
+        self._next_logits_for = encoder.next_logits_for
+        encoder.next_logits_for = self._remembering  # type: ignore[method-assign]
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def _remembering(self, rows: Sequence[list[int]]) -> Callable[..., np.ndarray]:
+        inputs = [tuple(row) for row in rows]
+        compute = self._next_logits_for(inputs)
+
+        def next_logits(prefixes: list[list[int]], passage_ids: list[int]) -> np.ndarray:
+            for prefix in prefixes:
+                missing = [p for p in passage_ids if (inputs[p], tuple(prefix)) not in self._known]
+                if missing:
+                    for p, row in zip(missing, compute([prefix], missing)[:, 0], strict=True):
+                        self._known[inputs[p], tuple(prefix)] = row
+            return np.stack(
+                [
+                    np.stack([self._known[inputs[p], tuple(prefix)] for prefix in prefixes])
+                    for p in passage_ids
+                ]
+            )
+
+        return next_logits
+
+
+if __name__ == "__main__":
+    sys.exit(main())

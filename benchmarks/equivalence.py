@@ -2,8 +2,8 @@
 
     python -m benchmarks.equivalence --data questions.jsonl -n 300
 
-Every question is read with each beam size and mode. A different answer counts as a mismatch when the
-reference scores the two answers more than 1e-5 apart; smaller differences are listed. The
+Every question is read with each beam size and mode. A different answer counts as a mismatch when
+the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The
 reference's log-probabilities are kept per question, since beams of different size ask for the same
 prefixes; this changes its speed, not its answers. Nothing is timed here.
 """

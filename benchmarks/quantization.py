@@ -3,7 +3,7 @@
 Answers the same questions with both models and reports exact match, character F1 (each the best
 over the gold answers, the mean over questions) and the share of equal answers.
 
-    python benchmarks/quantization.py --data FILE --original DIR --packaged DIR -n 200
+    python -m benchmarks.quantization --data FILE --original DIR --packaged DIR -n 200
 
 The data are JSON lines: ``{"question", "passages": [{"passage"}], "answers": [...]}``.
 """
@@ -17,23 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import fastmrc
+from fastmrc.data import Question, read_questions
 from fastmrc.errors import InputError
 from fastmrc.pretrained import packaged_model_path
 
 STRIDE = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question with its passages and gold answers."""
-
-    text: str
-    passages: list[str]
-    answers: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +46,17 @@ def character_f1(answer: str, gold: str) -> float:
     return 2 * common / (len(answer) + len(gold))
 
 
-def read_questions(path: Path, limit: int) -> list[Question]:
+def spread(path: Path, limit: int) -> list[Question]:
     """Read up to `limit` questions, spread evenly over the file."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    step = max(1, len(lines) // limit)
-    questions = []
-    for line in islice(lines[::step], limit):
-        row = json.loads(line)
-        passages = [entry["passage"] for entry in row["passages"]]
-        questions.append(Question(row["question"], passages, row["answers"]))
-    return questions
+    questions = list(read_questions(path))
+    return questions[:: max(1, len(questions) // limit)][:limit]
 
 
 def measure(name: str, directory: Path, questions: Sequence[Question]) -> tuple[Result, list[str]]:
     """Answer all questions with the model in `directory`."""
     reader = fastmrc.Seq2SeqReader.from_pretrained(directory)
     start = time.perf_counter()
-    answers = reader.answer_batch([(q.text, q.passages) for q in questions], stride=STRIDE)
+    answers = reader.answer_batch([q.pair for q in questions], stride=STRIDE)
     seconds = time.perf_counter() - start
     texts = [answer.text for answer in answers]
     pairs = list(zip(texts, questions, strict=True))
@@ -101,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit code."""
     options = parse_arguments(arguments)
     try:
-        questions = read_questions(options.data, options.n)
+        questions = spread(options.data, options.n)
         if not questions:
             raise InputError(f"--data: expected questions in '{options.data}', got none")
         original, original_texts = measure("original", options.original, questions)

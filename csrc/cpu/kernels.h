@@ -34,8 +34,8 @@ constexpr int kMaxLanes = 64;
 struct Kernels {
   RowStats (*row_stats)(const void* row, DType dtype, int64_t n);
 
-  // Writes the maximum over i % kMaxLanes == lane of elements [begin, end) to out[kMaxLanes]
-  // (-inf where there is none). Returns false if a NaN was seen.
+  // Writes the maximum over (i - begin) % kMaxLanes == lane of elements [begin, end) to
+  // out[kMaxLanes] (-inf where there is none). Returns false if a NaN was seen.
   bool (*lane_max)(const void* row, DType dtype, int64_t begin, int64_t end, float* out);
 
   // Appends the indices in [begin, end) whose value is at least `threshold`; returns their number.
@@ -43,8 +43,8 @@ struct Kernels {
   int64_t (*collect)(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
                      int32_t* ids);
 
-  // Writes to out[end - begin] votes of tokens [begin, end) to about 1e-5 relative (plus kEps);
-  // only a filter: what passes is scored again in double precision.
+  // Writes to out[end - begin] votes of tokens [begin, end) plus kEps, to 2e-5 + 1e-6 * passages
+  // relative; only a filter: what passes is scored again in double precision.
   void (*approximate_votes)(const VoteRows& rows, int64_t begin, int64_t end, float* out);
 
   // Single element as float.

@@ -68,10 +68,19 @@ float max_of(const T* row, int64_t begin, int64_t end) {
   return reduce_max(lanes);
 }
 
+// Asks for the cache lines of the group `ahead` elements further on. The next chunk then arrives
+// while this one is computed on; without it the pass for the maximum waits for memory.
+template <typename T>
+inline void prefetch_group(const T* p, int64_t ahead) {
+  const char* bytes = reinterpret_cast<const char*>(p + ahead);
+  for (size_t i = 0; i < kGroupLanes * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
+}
+
 template <typename T>
 double sum_exp(const T* row, int64_t begin, int64_t end, float shift) {
   Vec lanes[kGroup] = {};
-  for_each_group(row, begin, end, [&](const T* p, int64_t) {
+  for_each_group(row, begin, end, [&](const T* p, int64_t i) {
+    prefetch_group(row + i, kChunk);
     for (int j = 0; j < kGroup; ++j) lanes[j] += vexp(load(p + j * kWidth) - shift);
   });
   return reduce_sum(lanes);
@@ -83,9 +92,8 @@ int64_t collect_ids(const T* row, int64_t begin, int64_t end, float threshold, i
   int64_t count = 0;
   for_each_group(row, begin, end, [&](const T* p, int64_t first) {
     Vec group[kGroup];
-    Vec best = load(p);
-    group[0] = best;
-    for (int j = 1; j < kGroup; ++j) {
+    Vec best = broadcast(-kInf);  // first, so that a NaN hides nothing: see vmax
+    for (int j = 0; j < kGroup; ++j) {
       group[j] = load(p + j * kWidth);
       best = vmax(group[j], best);
     }
@@ -126,25 +134,29 @@ RowStats row_stats_of(const T* row, int64_t n) {
       max = chunk_max;
       best_chunk = begin;
     }
-    if (max > -kInf && max < kInf) sum += sum_exp(row, begin, end, max);
+    // A NaN never wins a maximum but always reaches the sum.
+    if (max > -kInf && max < kInf) {
+      sum += sum_exp(row, begin, end, max);
+    } else if (holds_nan(row + begin, end - begin)) {
+      sum = std::numeric_limits<double>::quiet_NaN();
+    }
   }
   RowStats stats;
   stats.max = max;
   stats.logsumexp = static_cast<double>(max);
-  // A NaN never wins a maximum but always reaches the sum, unless no sum was taken.
-  const bool summed = max > -kInf && max < kInf;
-  if (summed ? std::isnan(sum) : holds_nan(row, n)) {
+  if (std::isnan(sum)) {
     stats.max = std::numeric_limits<float>::quiet_NaN();
     stats.logsumexp = std::numeric_limits<double>::quiet_NaN();
     return stats;
   }
   if (max == -kInf) return stats;
-  if (summed) stats.logsumexp += std::log(sum);
+  if (max < kInf) stats.logsumexp += std::log(sum);
   for (int64_t i = best_chunk; stats.argmax < 0; i += kGroupLanes) {
     int32_t ids[kGroupLanes];
     const int64_t end = i + kGroupLanes < n ? i + kGroupLanes : n;
     if (collect_ids(row, i, end, max, ids) > 0) stats.argmax = ids[0];
   }
+  stats.max = load_one(row + stats.argmax);  // which of +0 and -0 won depends on the set
   return stats;
 }
 

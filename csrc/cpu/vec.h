@@ -197,11 +197,12 @@ inline Vec vfma(Vec a, Vec b, Vec c) {
 }
 
 // exp(x) for x <= 0 to 3e-7 relative; below -87.3, where the result would be subnormal, 1.2e-38.
-// NaN stays NaN. 2^t = 2^n * 2^f: n the nearest integer, 2^f by a polynomial of degree 5 fitted to
+// NaN stays NaN whatever its payload. 2^t = 2^n * 2^f: n the nearest integer, 2^f by a polynomial of degree 5 fitted to
 // least relative error on [-0.5, 0.5] (9e-8).
 inline Vec vexp(Vec x) {
   constexpr float kLog2E = 1.44269504088896341f;
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  // 1.5 * 2^23, adding which rounds to the nearest integer, and the bias of the exponent.
+  constexpr float kMagic = 12582912.0f + 127.0f;
   x = vmax(broadcast(-87.3f), x);
   const Vec shifted = vfma(x, broadcast(kLog2E), broadcast(kMagic));
   const Vec f = vfma(x, broadcast(kLog2E), kMagic - shifted);
@@ -210,8 +211,8 @@ inline Vec vexp(Vec x) {
   p = vfma(p, f, broadcast(2.4022242426872253e-1f));
   p = vfma(p, f, broadcast(6.931470036506653e-1f));
   p = vfma(p, f, broadcast(1.0f));
-  // The low bits of `shifted` hold n: added to the exponent they scale by 2^n.
-  return bit_cast<Vec>(bit_cast<UintVec>(p) + (bit_cast<UintVec>(shifted) << 23));
+  // The low bits of `shifted` hold n + 127, the exponent of 2^n.
+  return p * bit_cast<Vec>(bit_cast<UintVec>(shifted) << 23);
 }
 
 // log(x) for positive normal x: Cephes logf.

@@ -1,9 +1,10 @@
-// Exact top-k by threshold: one pass keeps the maximum of each of many lanes of the row; the k-th
-// largest of these is a lower bound of the k-th largest entry, so a second pass, over a row that is
-// still in the cache, collects the few entries at or above it. No index array, no heap.
+// Exact top-k by threshold. One pass keeps, per segment of the row, the maximum of each of 64
+// lanes. Folded into a few more lanes than k, the k-th largest is a lower bound of the k-th largest
+// entry; only the few segments that reach it are read again, from the cache, for the entries at or
+// above it. No index array, no heap.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -18,8 +19,13 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
+// A multiple of the lanes; small enough that most segments hold none of the largest entries, large
+// enough that its maxima are few.
+constexpr int64_t kSegment = 1024;
+
 struct Scratch {
-  std::vector<float> maxima;
+  std::vector<float> maxima;  // [segments, kMaxLanes]
+  std::vector<float> folded;
   std::vector<int32_t> ids;
   std::vector<uint64_t> keys;
 };
@@ -35,34 +41,61 @@ uint64_t sort_key(float value, int32_t id) {
 
 int32_t id_of(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
 
-// A value that at least k entries reach if so many are above -inf; else the lowest finite one.
-float lower_bound_of_kth(const Kernels& table, const Rows& rows, int64_t i, int64_t k,
-                         Scratch& scratch) {
-  // Twice as many lanes as k keep the bound tight; more than a quarter of the row is no saving.
-  const int64_t segments = (2 * k + kMaxLanes - 1) / kMaxLanes;
-  const bool worthwhile = segments * kMaxLanes * 4 <= rows.cols;
-  const int64_t parts = worthwhile ? segments : 1;
-  scratch.maxima.resize(static_cast<size_t>(parts * kMaxLanes));
-  for (int64_t s = 0; s < parts; ++s) {
-    const int64_t begin = rows.cols * s / parts;
-    const int64_t end = rows.cols * (s + 1) / parts;
+// Fills scratch.maxima. Throws if the row holds a NaN.
+void find_maxima(const Kernels& table, const Rows& rows, int64_t i, Scratch& scratch) {
+  const int64_t segments = (rows.cols + kSegment - 1) / kSegment;
+  scratch.maxima.resize(static_cast<size_t>(segments * kMaxLanes));
+  bool sound = true;
+  for (int64_t s = 0; s < segments; ++s) {
+    const int64_t end = std::min(rows.cols, (s + 1) * kSegment);
     float* out = scratch.maxima.data() + s * kMaxLanes;
-    if (!table.lane_max(rows.row(i), rows.dtype, begin, end, out)) {
-      throw std::invalid_argument("x: expected no NaN, got NaN in row " + std::to_string(i));
-    }
+    sound &= table.lane_max(rows.row(i), rows.dtype, s * kSegment, end, out);
   }
-  if (!worthwhile) return kLowest;
-  const auto kth = scratch.maxima.begin() + (k - 1);
-  std::nth_element(scratch.maxima.begin(), kth, scratch.maxima.end(), std::greater<float>());
+  if (!sound) {
+    throw std::invalid_argument("x: expected no NaN, got NaN in row " + std::to_string(i));
+  }
+}
+
+// A value that at least k entries reach if so many are above -inf; else the lowest finite one.
+float lower_bound_of_kth(int64_t k, Scratch& scratch) {
+  // Twice as many lanes as k make a close bound.
+  const auto lanes = static_cast<size_t>((2 * k + kMaxLanes - 1) / kMaxLanes * kMaxLanes);
+  if (scratch.maxima.size() < lanes) return kLowest;
+  scratch.folded.assign(scratch.maxima.begin(),
+                        scratch.maxima.begin() + static_cast<std::ptrdiff_t>(lanes));
+  for (size_t first = lanes; first < scratch.maxima.size(); first += kMaxLanes) {
+    float* best = scratch.folded.data() + first % lanes;
+    const float* next = scratch.maxima.data() + first;
+    for (int lane = 0; lane < kMaxLanes; ++lane) best[lane] = std::max(best[lane], next[lane]);
+  }
+  const auto kth = scratch.folded.begin() + (k - 1);
+  std::nth_element(scratch.folded.begin(), kth, scratch.folded.end(), std::greater<float>());
   return std::max(*kth, kLowest);
+}
+
+// Writes the entries of at least `bound` to scratch.ids; returns their number.
+int64_t collect_row(const Kernels& table, const Rows& rows, int64_t i, float bound,
+                    Scratch& scratch) {
+  scratch.ids.resize(static_cast<size_t>(rows.cols));
+  int64_t found = 0;
+  for (size_t first = 0; first < scratch.maxima.size(); first += kMaxLanes) {
+    int32_t lanes[kMaxLanes];
+    if (table.collect(scratch.maxima.data() + first, DType::kFloat32, 0, kMaxLanes, bound, lanes) ==
+        0) {
+      continue;
+    }
+    const int64_t begin = static_cast<int64_t>(first) / kMaxLanes * kSegment;
+    found += table.collect(rows.row(i), rows.dtype, begin, std::min(rows.cols, begin + kSegment),
+                           bound, scratch.ids.data() + found);
+  }
+  return found;
 }
 
 void topk_row(const Kernels& table, const Rows& rows, int64_t i, int64_t k, float* values,
               int32_t* ids, Scratch& scratch) {
   const void* row = rows.row(i);
-  const float bound = lower_bound_of_kth(table, rows, i, k, scratch);
-  scratch.ids.resize(static_cast<size_t>(rows.cols));
-  const int64_t found = table.collect(row, rows.dtype, 0, rows.cols, bound, scratch.ids.data());
+  find_maxima(table, rows, i, scratch);
+  const int64_t found = collect_row(table, rows, i, lower_bound_of_kth(k, scratch), scratch);
   scratch.keys.resize(static_cast<size_t>(found));
   for (int64_t j = 0; j < found; ++j) {
     const int32_t id = scratch.ids[static_cast<size_t>(j)];

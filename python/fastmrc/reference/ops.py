@@ -367,33 +367,27 @@ def checked_weights(vote: Vote, weights: Any, passages: int) -> Float32 | None:
 
 
 def _softmax(logits: NDArray[Any]) -> Float64:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    np.exp(shifted, out=shifted)
-    shifted /= shifted.sum(axis=-1, keepdims=True)
-    return shifted
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    probs: Float64 = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probs
 
 
 def _vote(probs: Float64, vote: Vote, weights: Float32 | None) -> Float64:
     """Combine probs [n, K, V] over the passages, in their order, into votes [K, V]."""
+    votes: Float64
     if vote == "max":
-        largest: Float64 = probs.max(axis=0)
-        return largest
-    total = np.zeros(probs.shape[1:])
-    if vote == "mean":
-        for p in probs:
-            total += p
-        return total / len(probs)
-    if vote == "product":
-        for p in probs:
-            total += np.log(p + EPS)
-        return np.exp(total / len(probs))
-    squares = np.zeros_like(total)
-    for i, p in enumerate(probs):
-        weighted = p if weights is None else p * float(weights[i])
-        total += weighted
-        squares += weighted * p
-    return squares / (1.0 + total)
+        votes = probs.max(axis=0)
+    elif vote == "mean":
+        votes = probs.sum(axis=0) / len(probs)
+    elif vote == "product":
+        votes = np.exp(np.log(probs + EPS).sum(axis=0) / len(probs))
+    elif weights is None:
+        votes = (probs**2).sum(axis=0) / (1.0 + probs.sum(axis=0))
+    else:
+        w = weights.astype(np.float64)[:, None, None]
+        votes = (w * probs**2).sum(axis=0) / (1.0 + (w * probs).sum(axis=0))
+    return votes
 
 
 def _row_stats(name: str, rows: Float32) -> tuple[Float32, Int32, Float64]:

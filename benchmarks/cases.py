@@ -1,0 +1,59 @@
+"""Inputs shared by the kernel benchmarks: shapes of a BERT-base reader on ten passages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOCABULARY = 21128
+PASSAGES = 10
+PASSAGE_TOKENS = 256
+BEAM_SIZE = 3
+STEPS = 6
+END_ID = 102
+
+
+def standard_normal_rows(rows: int = PASSAGES * BEAM_SIZE) -> NDArray[np.float32]:
+    """Return standard-normal logits, float32 [rows, V]."""
+    return np.random.default_rng(0).standard_normal((rows, VOCABULARY), dtype=np.float32)
+
+
+def passages() -> list[NDArray[np.int32]]:
+    """Return ten passages of 256 tokens, drawn from 800 tokens by a law like Zipf's."""
+    generator = np.random.default_rng(1)
+    weights = 1.0 / np.arange(1, 801)
+    tokens = generator.choice(800, (PASSAGES, PASSAGE_TOKENS), p=weights / weights.sum())
+    return list((1000 + tokens).astype(np.int32))
+
+
+class RecordedLogits:
+    """Logits of a search of `STEPS` steps, computed beforehand: stands in for an encoder."""
+
+    def __init__(self) -> None:
+        rows = standard_normal_rows(PASSAGES * (1 + BEAM_SIZE * (STEPS - 1)))
+        first, rest = rows[:PASSAGES], rows[PASSAGES:]
+        self._steps = [first, *rest.reshape(STEPS - 1, PASSAGES * BEAM_SIZE, VOCABULARY)]
+        self._next = 0
+
+    def _take(self) -> NDArray[np.float32]:
+        self._next += 1
+        return self._steps[self._next - 1]
+
+    def prefill(self) -> NDArray[np.float32]:
+        """For the engine: [passages, V]."""
+        self._next = 0
+        return self._take()
+
+    def step(self, request: object) -> NDArray[np.float32]:
+        """For the engine: [passages x hypotheses, V]."""
+        return self._take()
+
+    def next_logits(
+        self, prefixes: Sequence[Sequence[int]], passage_ids: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """For the reference: [passages, hypotheses, V]."""
+        if prefixes == [[]]:
+            self._next = 0
+        return self._take().reshape(len(passage_ids), len(prefixes), VOCABULARY)

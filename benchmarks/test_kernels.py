@@ -1,0 +1,120 @@
+"""Kernels against their baselines: ``pytest benchmarks``.
+
+Every group holds one task on the same inputs; results are checked for equality before they are
+timed. Ratios stand in brackets beside the medians. The contenders of torch and the engine use the
+number of threads in the group's name, NumPy uses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastmrc
+from benchmarks import cases
+from fastmrc import ops, reference
+from fastmrc.decoding import beam_search
+from fastmrc.options import SearchOptions
+
+THREADS = (1, 2)
+
+
+@pytest.fixture(params=THREADS, ids=lambda n: f"{n}thread")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    fastmrc.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+    fastmrc.set_num_threads(before)
+
+
+def run(benchmark: Any, group: str, function: Callable[[], Any], rounds: int = 200) -> None:
+    benchmark.group = group
+    benchmark.pedantic(function, rounds=rounds, warmup_rounds=max(2, rounds // 10), iterations=1)
+
+
+@pytest.mark.parametrize("k", [3, 8])
+@pytest.mark.parametrize("contender", ["fastmrc", "torch.topk", "torch.amax", "numpy"])
+def test_topk(benchmark: Any, threads: int, k: int, contender: str) -> None:
+    x = torch.from_numpy(cases.standard_normal_rows())
+    array = x.numpy()
+    values, ids = ops.topk(x, k)
+    expected = torch.topk(x, k)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(ids.long(), expected.indices)
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: ops.topk(x, k),
+        "torch.topk": lambda: torch.topk(x, k),
+        "torch.amax": lambda: x.amax(1),  # one read: the floor
+        "numpy": lambda: np.argpartition(array, -k, axis=1)[:, -k:],
+    }
+    rounds = 20 if contender == "numpy" else 200
+    run(benchmark, f"top-{k} [30, 21128], {threads} threads", contenders[contender], rounds)
+
+
+@pytest.mark.parametrize("contender", ["fastmrc", "torch.logsumexp", "torch.amax"])
+def test_row_stats(benchmark: Any, threads: int, contender: str) -> None:
+    x = torch.from_numpy(cases.standard_normal_rows())
+    assert torch.allclose(ops.row_stats(x)[2], x.double().logsumexp(1), atol=1e-6)
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: ops.row_stats(x),  # maximum and argmax too
+        "torch.logsumexp": lambda: x.logsumexp(1),
+        "torch.amax": lambda: x.amax(1),
+    }
+    run(benchmark, f"row pass [30, 21128], {threads} threads", contenders[contender])
+
+
+@pytest.mark.parametrize("mode", ["extractive", "generative"])
+@pytest.mark.parametrize("contender", ["fastmrc", "reference"])
+def test_beam_step(benchmark: Any, threads: int, mode: Any, contender: str) -> None:
+    """A whole search of six steps on logits computed beforehand, softmax included; divide by six
+    for a step. The index of the engine and the n-gram sets of the reference are built inside."""
+    passages = cases.passages()
+    lists = [passage.tolist() for passage in passages]
+    source = cases.RecordedLogits()
+    options = SearchOptions(mode=mode, min_answer_tokens=cases.STEPS, max_answer_tokens=cases.STEPS)
+
+    def engine() -> Any:
+        return beam_search(
+            source,
+            [passages],
+            end_id=cases.END_ID,
+            vocabulary_size=cases.VOCABULARY,
+            options=options,
+        ).results[0]
+
+    def baseline() -> Any:
+        return reference.beam_search(
+            source.next_logits,
+            lists,
+            end_id=cases.END_ID,
+            mode=mode,
+            min_tokens=cases.STEPS,
+            max_tokens=cases.STEPS,
+        )
+
+    got, expected = engine(), baseline()
+    assert [h.token_ids for h in got.hypotheses] == [h.token_ids for h in expected.hypotheses]
+    function, rounds = (engine, 200) if contender == "fastmrc" else (baseline, 10)
+    run(benchmark, f"six beam steps, {mode}, {threads} threads", function, rounds)
+
+
+@pytest.mark.parametrize("contender", ["fastmrc", "reference"])
+def test_span_index(benchmark: Any, contender: str) -> None:
+    """Build over 10 x 256 tokens; the reference's n-gram dictionary is for one length only."""
+    passages = cases.passages()
+    lists = [passage.tolist() for passage in passages]
+    native = fastmrc.SpanIndex(passages)
+    oracle = reference.SpanIndex(lists)
+    states = [index.advance([0], [int(passages[0][0])]) for index in (native, oracle)]
+    np.testing.assert_array_equal(native.allowed(states[0])[1], oracle.allowed(states[1])[1])
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: fastmrc.SpanIndex(passages),
+        "reference": lambda: reference.SpanIndex(lists).allowed([0]),
+    }
+    run(benchmark, "span index 10 x 256 tokens", contenders[contender])

@@ -20,9 +20,10 @@ from fastmrc.cli import answer as answer_command
 from fastmrc.cli import common, describe_error, main
 from fastmrc.cli.answer import mark_spans
 from fastmrc.cli.bench import SAMPLE
-from fastmrc.data import read_predictions, read_questions
+from fastmrc.data import read_questions
 from fastmrc.errors import InputError
 from fastmrc.options import SearchOptions
+from fastmrc.predictions import read_predictions
 from fastmrc.types import Answer, Candidate, Span, Timings
 
 

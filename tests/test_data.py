@@ -16,17 +16,19 @@ from fastmrc.cli.bench import SAMPLE
 from fastmrc.data import (
     DataIssue,
     Passage,
-    PredictionWriter,
-    Progress,
     Question,
-    check_progress,
-    prediction_line,
     read_passages,
-    read_predictions,
     read_questions,
-    restore_order,
 )
 from fastmrc.errors import InputError
+from fastmrc.predictions import (
+    PredictionWriter,
+    Progress,
+    check_progress,
+    prediction_line,
+    read_predictions,
+    restore_order,
+)
 
 BOM = b"\xef\xbb\xbf"
 

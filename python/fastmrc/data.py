@@ -1,4 +1,4 @@
-"""Questions, passages and predictions on disk.
+"""Questions and passages on disk.
 
 Questions are read from three shapes of file, told apart by their content:
 
@@ -14,7 +14,6 @@ SQuAD
     its paragraph as its only passage.
 
 A record that cannot be used is reported with its place, and the others are still read.
-Predictions are ``id<TAB>answer`` lines in UTF-8.
 """
 
 from __future__ import annotations
@@ -22,31 +21,25 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import stat
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
 from fastmrc.errors import InputError
 
 __all__ = [
     "DataIssue",
+    "LINE_BREAKS",
     "Passage",
-    "PredictionWriter",
-    "Progress",
     "Question",
-    "check_progress",
+    "StrPath",
     "check_text",
-    "prediction_line",
+    "decode_utf8",
     "read_passages",
-    "read_predictions",
     "read_questions",
-    "restore_order",
 ]
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -62,7 +55,7 @@ _JSON_TYPES = {
     type(None): "null",
 }
 # Everything that some reader of text takes for the end of a line, and the field separator.
-_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+LINE_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _SEPARATORS = re.compile(r"[\s,]*")
 _DOCUMENT_START = re.compile(r'\s*\{\s*(\n|"(data|version)"\s*:)')
@@ -274,7 +267,7 @@ def _json_lines(name: str, lines: Iterable[bytes], report: OnError) -> Iterator[
         if not raw.strip():
             continue
         try:
-            value = _loads(_decode(raw))
+            value = _loads(decode_utf8(raw))
         except InputError as error:
             report(DataIssue(name, number, str(error)))
         else:
@@ -395,7 +388,7 @@ def _question_id(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = _string("id", value)
-    if not text or _BREAKS.search(text):
+    if not text or LINE_BREAKS.search(text):
         raise InputError(f"id: expected a text without tabs and line breaks, got {text!r}")
     return text
 
@@ -466,7 +459,7 @@ def _json_problem(error: Exception) -> tuple[str, int | None]:
     return f"not JSON that can be read: {error}", None
 
 
-def _decode(raw: bytes) -> str:
+def decode_utf8(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -526,7 +519,7 @@ def _passage_lines(shown: str, as_json: bool, lines: Iterable[bytes]) -> list[st
         if not raw.strip():
             continue
         try:
-            text = _decode(raw).strip("\r\n")
+            text = decode_utf8(raw).strip("\r\n")
             if not passages and not as_json:
                 as_json = isinstance(_try_json(raw), str | dict)
             passages.append(_json_passage(text) if as_json else text)
@@ -544,217 +537,3 @@ def _json_passage(text: str) -> str:
 
 
 # --- predictions -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What an earlier run left in a file of predictions.
-
-    Attributes
-    ----------
-    done
-        Ids of the complete lines, in the order of the file.
-    size
-        Bytes of the complete lines. What follows is a partly written line.
-    """
-
-    done: tuple[str, ...] = ()
-    size: int = 0
-
-
-def prediction_line(question_id: str, answer: str) -> str:
-    """Format one prediction, ``id<TAB>answer`` and a newline.
-
-    Tabs and line breaks in the answer (of any kind, U+0085, U+2028 and U+2029 included) become
-    spaces, one for one, since the format has no escape for them.
-    """
-    return f"{question_id}\t{_BREAKS.sub(' ', answer)}\n"
-
-
-def read_predictions(path: StrPath) -> dict[str, str]:
-    """Read ``id<TAB>answer`` lines; the last one may lack its newline.
-
-    Returns
-    -------
-    dict
-        Answers by id, in the order of the file; an empty answer means that there was none.
-
-    Raises
-    ------
-    InputError
-        With file and line: not UTF-8, no tab, or an id that was used before.
-    OSError
-        If the file cannot be read.
-    """
-    name = os.fspath(path)
-    predictions: dict[str, str] = {}
-    with open(name, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                question_id, answer = _parse_prediction(raw)
-                if question_id in predictions:
-                    raise InputError(f"id: {question_id!r} was used before")
-            except InputError as error:
-                raise InputError(f"{name}:{number}: {error}") from None
-            predictions[question_id] = answer
-    return predictions
-
-
-def _parse_prediction(raw: bytes) -> tuple[str, str]:
-    question_id, tab, answer = _decode(raw).rstrip("\r\n").partition("\t")
-    if not tab:
-        raise InputError(f"expected id<TAB>answer, got {_shorten(question_id)!r}")
-    return question_id, answer
-
-
-def _shorten(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else text[:limit] + "…"
-
-
-def check_progress(path: StrPath, known: Collection[str]) -> Progress:
-    """See what a file of predictions holds already; nothing is changed.
-
-    Parameters
-    ----------
-    path
-        File of predictions; it need not exist.
-    known
-        Ids of the data set.
-
-    Returns
-    -------
-    Progress
-        Ids of the complete lines. A last line without its newline was being written when the
-        earlier run ended; it does not count.
-
-    Raises
-    ------
-    InputError
-        With file and line, if the file is not one of predictions for this data set: an unknown
-        or repeated id, no tab, not UTF-8, or a last partial line that begins no known id.
-    OSError
-        If the file cannot be read.
-    """
-    name = os.fspath(path)
-    ids = set(known)
-    done: dict[str, None] = {}
-    size = 0
-    if not os.path.exists(name):
-        return Progress()
-    _require_regular_file(name, os.stat(name))
-    with open(name, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                if not raw.endswith(b"\n"):
-                    _check_partial(raw, ids)
-                    break
-                question_id, _ = _parse_prediction(raw)
-                if question_id not in ids:
-                    raise InputError(f"id: {question_id!r} is not in the data")
-                if question_id in done:
-                    raise InputError(f"id: {question_id!r} was used before")
-            except InputError as error:
-                raise InputError(
-                    f"{name}:{number}: {error}; the file is left as it is "
-                    "(it does not hold predictions for this data)"
-                ) from None
-            done[question_id] = None
-            size += len(raw)
-    return Progress(tuple(done), size)
-
-
-def _require_regular_file(name: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name}: expected a regular file for the predictions")
-
-
-def _check_partial(raw: bytes, known: Collection[str]) -> None:
-    """Refuse to cut off a last line that this program cannot have begun to write."""
-    question_id, tab, _ = raw.partition(b"\t")
-    encoded = (text.encode("utf-8") for text in known)
-    begun = any(text == question_id if tab else text.startswith(raw) for text in encoded)
-    if not begun:
-        shown = _shorten(question_id.decode("utf-8", "replace"))
-        raise InputError(f"a last line without newline that begins no id of the data: {shown!r}")
-
-
-class PredictionWriter:
-    """Append predictions to a file, each line flushed as it is written.
-
-    Parameters
-    ----------
-    path
-        File of predictions; made if it does not exist.
-    keep
-        Bytes to keep, as `check_progress` reports them; what follows is cut off. 0 starts anew.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
-
-    def __init__(self, path: StrPath, *, keep: int = 0) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            _require_regular_file(os.fspath(path), os.fstat(descriptor))
-        except InputError:
-            os.close(descriptor)
-            raise
-        self._file = os.fdopen(descriptor, "r+b")
-        self._file.truncate(keep)
-        self._file.seek(keep)
-
-    def write(self, question_id: str, answer: str) -> None:
-        """Write one line and hand it to the operating system."""
-        self._file.write(prediction_line(question_id, answer).encode("utf-8"))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; may be called twice."""
-        self._file.close()
-
-    def __enter__(self) -> PredictionWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def restore_order(path: StrPath, order: Iterable[str]) -> bool:
-    """Put the lines of a file of predictions into the order of the data.
-
-    They are out of order after a run that answers questions which an earlier one had to skip.
-    The file is replaced as a whole, so an interruption leaves the old or the new one.
-
-    Parameters
-    ----------
-    path
-        A complete file of predictions.
-    order
-        Ids of the data set; those without a prediction are left out.
-
-    Returns
-    -------
-    bool
-        Whether the file was out of order.
-    """
-    name = os.path.realpath(path)
-    predictions = read_predictions(name)
-    ordered = [question_id for question_id in order if question_id in predictions]
-    if ordered == list(predictions):
-        return False
-    part = f"{name}.part"
-    with open(part, "wb") as file:
-        for question_id in ordered:
-            file.write(prediction_line(question_id, predictions[question_id]).encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.copymode(name, part)
-    os.replace(part, name)
-    return True

@@ -14,16 +14,9 @@ from itertools import islice
 from typing import Any, Protocol, cast
 
 from fastmrc.cli import common
-from fastmrc.data import (
-    DataIssue,
-    PredictionWriter,
-    Progress,
-    Question,
-    check_progress,
-    read_questions,
-    restore_order,
-)
+from fastmrc.data import DataIssue, Question, read_questions
 from fastmrc.errors import InputError
+from fastmrc.predictions import PredictionWriter, Progress, check_progress, restore_order
 from fastmrc.types import Answer
 
 __all__ = ["Summary", "add_parser", "run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from fastmrc.errors import InputError
@@ -62,7 +63,7 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _require_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < least:
+    if int(value) < least:
         raise InputError(f"{name}: expected at least {least}, got {value}")

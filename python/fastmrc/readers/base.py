@@ -357,9 +357,7 @@ class Reader(ABC):
         ]
         weights = [w for question in questions for w in question.weights or ()]
         # One passage has nobody to agree with: its own probabilities are the score.
-        decoded = self._decode(
-            alone, replace(options, vote="mean"), progress
-        )
+        decoded = self._decode(alone, replace(options, vote="mean"), progress)
         ends = np.cumsum([0] + [len(question.windows) for question in questions])
         answers = []
         for question, (first, last) in zip(questions, pairwise(ends.tolist()), strict=True):

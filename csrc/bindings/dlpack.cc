@@ -71,7 +71,13 @@ py::object export_capsule(const py::object& object, const std::string& name) {
 }
 
 void check_device(const py::object& object, const std::string& name) {
-  const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  std::pair<int, int> device;
+  try {
+    device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  } catch (const py::error_already_set& error) {  // torch: a device that DLPack does not know
+    throw py::value_error(name + ": expected a tensor on the CPU, got " + type_name(object) + " (" +
+                          std::string(py::str(error.value())) + ")");
+  }
   if (device.first != kDLCPU) {
     const std::string kind = device.first == 2 ? "cuda:" + std::to_string(device.second)
                                                : "DLPack type " + std::to_string(device.first);

@@ -185,6 +185,15 @@ inline void vote_group(const VoteRows& rows, int64_t begin, int64_t end, Vec* ou
   Vec first[kGroup] = {};   // sum of P, maximum of P or sum of logs
   Vec second[kGroup] = {};  // sum of P^2 (original, weighted)
   Group<T> tail;
+  // sum w P^2 / (1 + sum w P), both parts divided by the largest weight if that is above 1: no
+  // weight overflows.
+  float largest = 1.0f;
+  if (kVote == Vote::kWeighted) {
+    for (int32_t p = 0; p < rows.passages; ++p) {
+      if (rows.weights[p] > largest) largest = rows.weights[p];
+    }
+  }
+  const float scale = 1.0f / largest;
   for (int32_t p = 0; p < rows.passages; ++p) {
     const T* items = static_cast<const T*>(rows.rows[p]) + begin;
     if (end - begin < kGroupLanes) {
@@ -194,7 +203,7 @@ inline void vote_group(const VoteRows& rows, int64_t begin, int64_t end, Vec* ou
     const float shift = static_cast<float>(rows.logsumexp[p]);
     const float factor =
         static_cast<float>(std::exp(static_cast<double>(shift) - rows.logsumexp[p]));
-    const float weight = kVote == Vote::kWeighted ? rows.weights[p] : 1.0f;
+    const float weight = kVote == Vote::kWeighted ? rows.weights[p] * scale : 1.0f;
     for (int j = 0; j < kGroup; ++j) {
       const Vec probability = vexp(load(items + j * kWidth) - shift) * factor;
       if (kVote == Vote::kMax) {
@@ -219,7 +228,7 @@ inline void vote_group(const VoteRows& rows, int64_t begin, int64_t end, Vec* ou
     } else if (kVote == Vote::kProduct) {
       out[j] = vexp(first[j] / count);
     } else {
-      out[j] = second[j] / (first[j] + 1.0f);
+      out[j] = second[j] / (first[j] + scale);
     }
     out[j] += static_cast<float>(kEps);
   }

@@ -197,8 +197,8 @@ inline Vec vfma(Vec a, Vec b, Vec c) {
 }
 
 // exp(x) for x <= 0 to 3e-7 relative; below -87.3, where the result would be subnormal, 1.2e-38.
-// NaN stays NaN whatever its payload. 2^t = 2^n * 2^f: n the nearest integer, 2^f by a polynomial of degree 5 fitted to
-// least relative error on [-0.5, 0.5] (9e-8).
+// NaN stays NaN whatever its payload. 2^t = 2^n * 2^f: n the nearest integer, 2^f by a polynomial
+// of degree 5 fitted to least relative error on [-0.5, 0.5] (9e-8).
 inline Vec vexp(Vec x) {
   constexpr float kLog2E = 1.44269504088896341f;
   // 1.5 * 2^23, adding which rounds to the nearest integer, and the bias of the exponent.

@@ -102,6 +102,7 @@ void BeamSearch::check_input() const {
 }
 
 void BeamSearch::step(const Rows& logits) {
+  if (done()) fail("step: the search is done");
   const int64_t expected = step_ == 0 ? static_cast<int64_t>(surviving_.size())
                                       : static_cast<int64_t>(request_.row_passage.size());
   if (logits.rows != expected || logits.cols != options_.vocabulary_size) {
@@ -109,7 +110,6 @@ void BeamSearch::step(const Rows& logits) {
          std::to_string(options_.vocabulary_size) + "], got [" + std::to_string(logits.rows) +
          ", " + std::to_string(logits.cols) + "]");
   }
-  if (step_ > 0 && done()) fail("step: the search is done");
   stats_.resize(static_cast<size_t>(logits.rows));
   row_stats(logits, stats_.data());
   if (step_ == 0) {

@@ -15,8 +15,17 @@ constexpr int64_t kPartTokens = 8192;
 // Tokens whose approximate votes are held at once, on the stack.
 constexpr int64_t kBlockTokens = 1024;
 // The approximate vote decides only what is certain: relative error of float32 exponentials over
-// all votes stays below 2e-5; the rounding of scores to float32 adds a part that grows with them.
-double filter_factor(float score) { return 1.0 - 1e-4 - 1e-6 * std::fabs(score); }
+// all votes stays below 2e-5, and float32 sums add 1e-6 per passage (sums of logarithms down to
+// log(kEps), as rounded, are off by up to 28 * passages * 2^-25 in the mean); the rounding of
+// scores to float32 adds a part that grows with them.
+// Nothing is certain with weights so large that probabilities below the least float32 count.
+double filter_factor(const VoteRows& rows, float score) {
+  constexpr float kLargeWeight = 1e25f;
+  for (int32_t p = 0; rows.vote == Vote::kWeighted && p < rows.passages; ++p) {
+    if (rows.weights[p] > kLargeWeight) return 0;
+  }
+  return 1.0 - 1e-4 - 2e-6 * rows.passages - 1e-6 * static_cast<double>(std::fabs(score));
+}
 
 // The rows of one hypothesis and the vote over them in double precision, passages in order.
 class HypothesisRows {
@@ -164,7 +173,7 @@ void score_part(const BeamStep& step, int64_t begin, int64_t end, bool allow_end
   std::vector<Candidate>& found = task.found;
   const Kernels& table = kernels();
   const VoteRows view = rows.view();
-  Bar bar(step.width, filter_factor(rows.score()), task.best_votes);
+  Bar bar(step.width, filter_factor(view, rows.score()), task.best_votes);
   float votes[kBlockTokens];
   int32_t ids[kBlockTokens];
   for (int64_t block = begin; block < end; block += kBlockTokens) {

@@ -17,9 +17,9 @@ void set_num_threads(int n);
 // is thrown again here. Called while another thread uses the pool, or in a task, it runs the tasks
 // on the caller's thread.
 //
-// Workers sleep between jobs instead of spinning, because torch's OpenMP runtime needs the same
-// cores; the caller takes over every task that no worker has begun, so a worker that wakes late
-// costs nothing. After fork() the child starts a pool of its own.
+// Workers sleep between jobs after spinning for some microseconds only, because torch's OpenMP
+// runtime needs the same cores; the caller takes over every task that no worker has begun, so a
+// worker that wakes late costs nothing. After fork() the child starts a pool of its own.
 void parallel_for(int64_t count, const std::function<void(int64_t)>& task);
 
 // `work` estimates the elements touched: below a size where waking a thread costs more than it

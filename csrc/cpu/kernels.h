@@ -47,6 +47,9 @@ struct Kernels {
   // relative; only a filter: what passes is scored again in double precision.
   void (*approximate_votes)(const VoteRows& rows, int64_t begin, int64_t end, float* out);
 
+  // out[i] = element ids[i] of the row, as float.
+  void (*gather)(const void* row, DType dtype, const int32_t* ids, int64_t n, float* out);
+
   // Single element as float.
   float (*load_one)(const void* row, DType dtype, int64_t i);
 };

@@ -294,11 +294,17 @@ void approximate_votes(const VoteRows& rows, int64_t begin, int64_t end, float* 
   });
 }
 
+void gather(const void* row, DType dtype, const int32_t* ids, int64_t n, float* out) {
+  with_type(row, dtype, [&](const auto* p) {
+    for (int64_t i = 0; i < n; ++i) out[i] = load_one(p + ids[i]);
+  });
+}
+
 float load_item(const void* row, DType dtype, int64_t i) {
   return with_type(row, dtype, [&](const auto* p) { return load_one(p + i); });
 }
 
-constexpr Kernels kTable{row_stats, lane_max, collect, approximate_votes, load_item};
+constexpr Kernels kTable{row_stats, lane_max, collect, approximate_votes, gather, load_item};
 
 }  // namespace
 

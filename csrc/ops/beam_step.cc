@@ -112,28 +112,6 @@ void keep_best(std::vector<Candidate>& found, int32_t width) {
   found.resize(kept);
 }
 
-// Candidates of one hypothesis under a constraint: few, scored exactly.
-void score_allowed(const BeamStep& step, const Automaton& constraint, int32_t state, bool allow_end,
-                   int32_t hypothesis, const HypothesisRows& rows, std::vector<Candidate>& found) {
-  const AllowedTokens allowed = constraint.allowed(state);
-  if (allowed.size() > 0 && allowed.end[-1] >= step.logits.cols) {
-    throw std::invalid_argument("constraint: expected tokens below the vocabulary size " +
-                                std::to_string(step.logits.cols) + ", got " +
-                                std::to_string(allowed.end[-1]));
-  }
-  for (const int32_t* token = allowed.begin; token != allowed.end; ++token) {
-    if (*token == step.end_id) {
-      throw std::invalid_argument("constraint: expected no end token " +
-                                  std::to_string(step.end_id) + " inside a sequence");
-    }
-    found.push_back({rows.score_of(*token), *token, hypothesis});
-  }
-  if (allow_end && constraint.is_final(state)) {
-    found.push_back({rows.score_of(step.end_id), step.end_id, hypothesis});
-  }
-  keep_best(found, step.width);
-}
-
 // The `width` largest approximate votes so far; their least is the bar for new ones.
 class Bar {
  public:
@@ -165,36 +143,88 @@ class Bar {
   std::vector<float>& heap_;
 };
 
-// Candidates of one hypothesis among the tokens [begin, end), without a constraint. Votes are
-// computed block by block on the stack in float32; those that may be among the best are scored
-// again in double precision. No second [rows, vocabulary] array is written.
-void score_part(const BeamStep& step, int64_t begin, int64_t end, bool allow_end,
-                const HypothesisRows& rows, BeamStepWorkspace::Task& task) {
-  std::vector<Candidate>& found = task.found;
-  const Kernels& table = kernels();
-  const VoteRows view = rows.view();
-  Bar bar(step.width, filter_factor(view, rows.score()), task.best_votes);
-  float votes[kBlockTokens];
-  int32_t ids[kBlockTokens];
-  for (int64_t block = begin; block < end; block += kBlockTokens) {
-    const int64_t stop = std::min(end, block + kBlockTokens);
-    table.approximate_votes(view, block, stop, votes);
-    const int64_t passing =
-        table.collect(votes, DType::kFloat32, 0, stop - block, bar.value(), ids);
-    for (int64_t j = 0; j < passing; ++j) {
-      const auto token = static_cast<int32_t>(block + ids[j]);
-      if (token == step.end_id && !allow_end) continue;
-      if (votes[ids[j]] < bar.value()) continue;
-      bar.add(votes[ids[j]]);
-      found.push_back({votes[ids[j]], token, task.hypothesis});
-    }
+// Adds to task.found the tokens of a block whose approximate vote may be among the best; `tokens`
+// names them, null: first, first + 1, ...
+void keep_promising(const BeamStep& step, const float* votes, int64_t count, const int32_t* tokens,
+                    int64_t first, bool allow_end, Bar& bar, BeamStepWorkspace::Task& task) {
+  int32_t passing[kBlockTokens];
+  const int64_t number = kernels().collect(votes, DType::kFloat32, 0, count, bar.value(), passing);
+  for (int64_t j = 0; j < number; ++j) {
+    const int32_t i = passing[j];
+    const auto token = tokens == nullptr ? static_cast<int32_t>(first + i) : tokens[i];
+    if (token == step.end_id && !allow_end) continue;
+    if (votes[i] < bar.value()) continue;
+    bar.add(votes[i]);
+    task.found.push_back({votes[i], token, task.hypothesis});
   }
-  const float least = bar.value();
+}
+
+// Scores what passed the filter in double precision and keeps the best.
+void score_exactly(const BeamStep& step, const HypothesisRows& rows, float least,
+                   std::vector<Candidate>& found) {
   found.erase(std::remove_if(found.begin(), found.end(),
                              [least](const Candidate& c) { return c.score < least; }),
               found.end());
   for (Candidate& candidate : found) candidate.score = rows.score_of(candidate.token);
   keep_best(found, step.width);
+}
+
+// Candidates of one hypothesis among the tokens [begin, end), without a constraint. Votes are
+// computed block by block on the stack in float32; those that may be among the best are scored
+// again in double precision. No second [rows, vocabulary] array is written.
+void score_part(const BeamStep& step, int64_t begin, int64_t end, bool allow_end,
+                const HypothesisRows& rows, BeamStepWorkspace::Task& task) {
+  const VoteRows view = rows.view();
+  Bar bar(step.width, filter_factor(view, rows.score()), task.best_votes);
+  float votes[kBlockTokens];
+  for (int64_t block = begin; block < end; block += kBlockTokens) {
+    const int64_t stop = std::min(end, block + kBlockTokens);
+    kernels().approximate_votes(view, block, stop, votes);
+    keep_promising(step, votes, stop - block, nullptr, block, allow_end, bar, task);
+  }
+  score_exactly(step, rows, bar.value(), task.found);
+}
+
+void check_allowed(const BeamStep& step, const AllowedTokens& allowed) {
+  if (allowed.size() > 0 && allowed.end[-1] >= step.logits.cols) {
+    throw std::invalid_argument("constraint: expected tokens below the vocabulary size " +
+                                std::to_string(step.logits.cols) + ", got " +
+                                std::to_string(allowed.end[-1]));
+  }
+  if (std::binary_search(allowed.begin, allowed.end, step.end_id)) {
+    throw std::invalid_argument("constraint: expected no end token " + std::to_string(step.end_id) +
+                                " inside a sequence");
+  }
+}
+
+// Candidates of one hypothesis under a constraint: the logits of the allowed tokens are gathered,
+// the rest is as without one.
+void score_allowed(const BeamStep& step, const Automaton& constraint, int32_t state, bool allow_end,
+                   const HypothesisRows& rows, BeamStepWorkspace::Task& task) {
+  const AllowedTokens allowed = constraint.allowed(state);
+  check_allowed(step, allowed);
+  VoteRows view = rows.view();
+  Bar bar(step.width, filter_factor(view, rows.score()), task.best_votes);
+  float votes[kBlockTokens];
+  for (const int32_t* block = allowed.begin; block < allowed.end; block += kBlockTokens) {
+    const int64_t count = std::min<int64_t>(allowed.end - block, kBlockTokens);
+    task.gathered.resize(static_cast<size_t>(count * view.passages));
+    task.gathered_rows.resize(static_cast<size_t>(view.passages));
+    for (int32_t p = 0; p < view.passages; ++p) {
+      float* row = task.gathered.data() + p * count;
+      kernels().gather(rows.view().rows[p], step.logits.dtype, block, count, row);
+      task.gathered_rows[static_cast<size_t>(p)] = row;
+    }
+    view.rows = task.gathered_rows.data();
+    view.dtype = DType::kFloat32;
+    kernels().approximate_votes(view, 0, count, votes);
+    keep_promising(step, votes, count, block, 0, allow_end, bar, task);
+  }
+  score_exactly(step, rows, bar.value(), task.found);
+  if (allow_end && constraint.is_final(state)) {
+    task.found.push_back({rows.score_of(step.end_id), step.end_id, task.hypothesis});
+    keep_best(task.found, step.width);
+  }
 }
 
 void count_offsets(const BeamStep& step, BeamStepWorkspace& space) {
@@ -238,7 +268,7 @@ int32_t state_of(const BeamStep& step, const BeamStepWorkspace& space, int32_t q
 // Splits the step into tasks: one per constrained hypothesis, one per hypothesis and part of the
 // vocabulary otherwise. Returns the work in float32 lanes, for the decision about threads.
 int64_t plan_tasks(const BeamStep& step, BeamStepWorkspace& space) {
-  constexpr int64_t kLanesPerExactVote = 16;  // a double-precision exponential against a lane
+  constexpr int64_t kLanesPerAllowed = 4;  // a gathered token against one in a row
   int64_t work = 0;
   space.num_tasks = 0;
   for (int32_t q = 0; q < step.num_questions; ++q) {
@@ -249,7 +279,7 @@ int64_t plan_tasks(const BeamStep& step, BeamStepWorkspace& space) {
       const int64_t lanes =
           constraint == nullptr
               ? step.logits.cols
-              : constraint->allowed(state_of(step, space, q, k)).size() * kLanesPerExactVote;
+              : constraint->allowed(state_of(step, space, q, k)).size() * kLanesPerAllowed;
       work += lanes * step.passages[q];
       for (int64_t part = 0; part < parts; ++part) {
         if (space.num_tasks == space.tasks.size()) space.tasks.emplace_back();
@@ -272,7 +302,7 @@ void run_task(const BeamStep& step, const BeamStepWorkspace& space, BeamStepWork
   if (std::isinf(rows.score())) return;  // a hypothesis of score -inf has no continuation
   const bool allow_end = step.allow_end[q] != 0;
   if (step.constraints[q] != nullptr) {
-    score_allowed(step, *step.constraints[q], state, allow_end, task.hypothesis, rows, task.found);
+    score_allowed(step, *step.constraints[q], state, allow_end, rows, task);
   } else {
     const int64_t begin = task.part * kPartTokens;
     score_part(step, begin, std::min(step.logits.cols, begin + kPartTokens), allow_end, rows, task);

@@ -61,6 +61,8 @@ struct BeamStepWorkspace {
     int32_t question, hypothesis, part;
     std::vector<Candidate> found;
     std::vector<float> best_votes;
+    std::vector<float> gathered;             // [passages, allowed tokens of a block]
+    std::vector<const void*> gathered_rows;  // [passages]
   };
   std::vector<int64_t> first_row, first_hypothesis, first_passage;  // [questions + 1]
   std::vector<const void*> row_data;  // rows in the order question, hypothesis, passage

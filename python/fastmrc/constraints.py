@@ -13,7 +13,7 @@ from fastmrc import _C
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Automaton", "SpanIndex", "Trie", "flatten_sequences", "int_vector"]
+__all__ = ["Automaton", "SpanIndex", "Trie", "flatten_sequences", "int_vector", "native_automata"]
 
 _INT32_MAX = 2**31 - 1
 
@@ -112,6 +112,28 @@ class Automaton:
     def num_edges(self) -> int:
         """Number of edges."""
         return self._native.num_edges
+
+
+def native_automata(
+    name: str, constraints: Automaton | Sequence[Automaton | None] | None, questions: int
+) -> list[_C.Automaton | None]:
+    """Return the native automaton of each question; one for all is repeated.
+
+    Raises
+    ------
+    TypeError
+        If something else than an automaton of this module or None is given.
+    """
+    if constraints is None or isinstance(constraints, Automaton):
+        constraints = [constraints] * questions
+    several = isinstance(constraints, Sequence) and not isinstance(constraints, str)
+    for automaton in constraints if several else [constraints]:
+        if automaton is not None and not isinstance(automaton, Automaton):
+            raise TypeError(
+                f"{name}: expected a fastmrc.SpanIndex or Trie, one per question or None, "
+                f"got {type(automaton).__name__}"
+            )
+    return [None if automaton is None else automaton._native for automaton in constraints]
 
 
 class SpanIndex(Automaton):

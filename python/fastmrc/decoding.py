@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmrc import _C
 from fastmrc._build import follow_torch
-from fastmrc.constraints import Automaton, flatten_sequences
+from fastmrc.constraints import Automaton, flatten_sequences, native_automata
 from fastmrc.options import SearchOptions
 from fastmrc.types import Hypothesis, SearchResult
 
@@ -91,10 +91,8 @@ def beam_search(
         finish=options.finish,
         length_penalty=options.length_penalty,
         spans_only=options.mode == "extractive",
-        constraints=[None if c is None else c._native for c in constraints],
-        weights=None
-        if weights is None
-        else np.array([w for group in weights for w in group], dtype=np.float32),
+        constraints=native_automata("constraints", constraints, len(questions)),
+        weights=None if weights is None else _flatten_weights(weights, question_offsets),
     )
     encode_seconds = decode_seconds = 0.0
     while not search.done:
@@ -110,6 +108,18 @@ def beam_search(
         for q in range(len(questions))
     ]
     return BatchResult(results, encode_seconds, decode_seconds)
+
+
+def _flatten_weights(
+    weights: Sequence[Sequence[float]], question_offsets: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    given = [len(group) for group in weights]
+    expected = np.diff(question_offsets).tolist()
+    if given != expected:
+        raise ValueError(
+            f"weights: expected one per passage of each question, {expected}, got {given}"
+        )
+    return np.array([w for group in weights for w in group], dtype=np.float32)
 
 
 def _result(search: _C.BeamSearch, question: int, surviving: list[bool]) -> SearchResult:

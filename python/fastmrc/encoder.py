@@ -232,9 +232,10 @@ class _Recorder:
 
 
 class _TreeCache:
-    """Keys and values of inputs and answer tokens, allocated once and written in place.
+    """Keys and values of inputs and answer tokens, written in place.
 
-    Columns [0, prefix) hold the input of a row, the following ones its answer tokens.
+    Columns [0, prefix) hold the input of a row, the following ones its answer tokens. Allocated
+    once, and again only where a beam grows after its first step.
     """
 
     def __init__(self, prefix: int, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
@@ -257,6 +258,20 @@ class _TreeCache:
         return self.keys[layer_idx][: self.rows, :, :end], self.values[layer_idx][
             : self.rows, :, :end
         ]
+
+    @property
+    def capacity(self) -> int:
+        """Answer columns that fit."""
+        return int(self.keys[0].shape[2]) - self.prefix
+
+    def grow(self, columns: int) -> None:
+        """Make room for so many answer columns in all."""
+        for layers in (self.keys, self.values):
+            for i, old in enumerate(layers):
+                rows, heads, _, size = old.shape
+                new = old.new_zeros((rows, heads, self.prefix + columns, size))
+                new[:, :, : old.shape[2]] = old
+                layers[i] = new
 
     def keep(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Drop rows; the last ones move into the gaps. Returns the old index of each new row."""
@@ -379,7 +394,6 @@ class EncoderSession:
         """Copy what was recorded for the surviving passages into the cache of the search."""
         prefix = int(self._lengths[passages].max())
         _, heads, _, size = self._recorded[0][1].layers[0][0].shape
-        # The beam never grows after its first step.
         columns = prefix + width * self._max_steps
         row_of = np.full(len(self._rows), -1, dtype=np.int64)
         row_of[passages] = np.arange(len(passages))
@@ -412,6 +426,9 @@ class EncoderSession:
         positions = torch.from_numpy(lengths + self._step)[:, None].expand(row_tokens.shape)
         sees_input = np.arange(cache.prefix)[None, :] < lengths[:, None]
         queries = row_tokens.shape[1]
+        if cache.columns + queries > cache.capacity:
+            # The first step was narrower, as where a trie has few first tokens.
+            cache.grow(cache.columns + queries * max(1, self._max_steps - self._step))
         visible = np.concatenate(
             [
                 np.repeat(sees_input[:, None, :], queries, axis=1),

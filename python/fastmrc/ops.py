@@ -15,7 +15,7 @@ import numpy as np
 
 from fastmrc import _C
 from fastmrc._build import follow_torch
-from fastmrc.constraints import Automaton, int_vector
+from fastmrc.constraints import Automaton, int_vector, native_automata
 from fastmrc.options import Vote
 
 if TYPE_CHECKING:
@@ -157,8 +157,6 @@ def beam_step(
     score_values = _float_vector("scores", scores)
     passage_counts, hypothesis_counts = _counts(passages, hypotheses, len(score_values))
     questions = len(passage_counts)
-    if isinstance(constraint, Automaton) or constraint is None:
-        constraint = [constraint] * questions
     if isinstance(allow_end, bool):
         allow_end = [allow_end] * questions
     result = _like(
@@ -172,7 +170,7 @@ def beam_step(
             end_id,
             vote,
             None if weights is None else _float_vector("weights", weights),
-            [None if automaton is None else automaton._native for automaton in constraint],
+            native_automata("constraint", constraint, questions),
             None if states is None else int_vector("states", states),
             list(allow_end),
         ),

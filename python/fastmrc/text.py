@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,12 +98,19 @@ class TextCodec:
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         except TypeError as error:  # a lone surrogate has no UTF-8 form
             raise InputError(f"{name}: expected text that UTF-8 can encode") from error
-        return [self._tokenized(encoding) for encoding in encodings]
+        return [_tokenized(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def _tokenized(self, encoding: Any) -> TokenizedText:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        return TokenizedText(ids, offsets[:, 0].copy(), offsets[:, 1].copy())
+
+def _tokenized(text: str, encoding: Any) -> TokenizedText:
+    ids = np.array(encoding.ids, dtype=np.int32)
+    offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+    limits = np.append(starts[1:], np.int32(len(text)))
+    # Accents that the tokenizer drops belong to the character before them.
+    for i in np.flatnonzero(ends < limits).tolist():
+        while ends[i] < limits[i] and unicodedata.category(text[ends[i]]) in ("Mn", "Me"):
+            ends[i] += 1
+    return TokenizedText(ids, starts, ends)
 
 
 def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:

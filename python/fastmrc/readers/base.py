@@ -322,9 +322,16 @@ class Reader(ABC):
         return Candidate(text, hypothesis.score, hypothesis.token_ids, spans, hypothesis.finished)
 
     def _spans(
-        self, question: PreparedQuestion, windows: list[Window], token_ids: list[int]
+        self,
+        question: PreparedQuestion,
+        windows: list[Window],
+        token_ids: list[int],
+        surface: str | None = None,
     ) -> list[Span]:
-        """Find every occurrence of the tokens in the windows, as characters of the passages."""
+        """Find every occurrence of the tokens in the windows, as characters of the passages.
+
+        [UNK] stands for many texts, of which only `surface`, or else the first, is the answer.
+        """
         if not token_ids:
             return []
         tokens, offsets = flatten_sequences("passages", [w.text.token_ids for w in windows])
@@ -337,9 +344,9 @@ class Reader(ABC):
             spans.add(_strip(question.passages[passage], Span(passage, start, end)))
         ordered = sorted(spans, key=lambda span: (span.passage, span.start, span.end))
         if self._codec.unk_id in token_ids and ordered:
-            # [UNK] stands for many texts; only equal ones support the answer.
-            first = _cut(question.passages, ordered[0])
-            ordered = [span for span in ordered if _cut(question.passages, span) == first]
+            if surface is None:
+                surface = _cut(question.passages, ordered[0])
+            ordered = [span for span in ordered if _cut(question.passages, span) == surface]
         return ordered
 
     def _answer_by_passage(
@@ -383,7 +390,7 @@ class Reader(ABC):
         options: SearchOptions,
     ) -> list[Candidate]:
         """Merge the answers of the windows; best first, ties to the first window."""
-        merged: dict[tuple[tuple[int, ...], str], tuple[float, float, Candidate]] = {}
+        merged: dict[tuple[tuple[int, ...], str | None], tuple[float, float, Candidate]] = {}
         surviving = [
             window
             for window, item in zip(question.windows, group, strict=True)
@@ -394,20 +401,23 @@ class Reader(ABC):
             if best is None or not best.token_ids:
                 continue  # empty answers take no part
             own = self._candidate(question, [window], best, options)
-            unknown = self._codec.unk_id in best.token_ids
-            key = (tuple(best.token_ids), own.text if unknown else "")
+            key = (tuple(best.token_ids), self._surface(question, own))
             s = math.exp(_mean_log_probability(best, options))
             total, squares, candidate = merged.get(key, (0.0, 0.0, own))
             merged[key] = (total + weight * s, squares + weight * s * s, candidate)
         candidates = []
-        for total, squares, candidate in merged.values():
-            spans = self._spans(question, surviving, candidate.token_ids)
-            if self._codec.unk_id in candidate.token_ids:
-                spans = [span for span in spans if _cut(question.passages, span) == candidate.text]
+        for (_, surface), (total, squares, candidate) in merged.items():
+            spans = self._spans(question, surviving, candidate.token_ids, surface)
             vote = squares / (1.0 + total)
             score = math.log(vote) if vote > 0 else -math.inf
             candidates.append(replace(candidate, score=score, spans=spans or candidate.spans))
         return sorted(candidates, key=lambda candidate: -candidate.score)  # stable
+
+    def _surface(self, question: PreparedQuestion, candidate: Candidate) -> str | None:
+        """Return what tells apart answers of the same tokens; None if they are the same text."""
+        if self._codec.unk_id not in candidate.token_ids:
+            return None
+        return _cut(question.passages, candidate.spans[0]) if candidate.spans else candidate.text
 
 
 def _mean_log_probability(hypothesis: Hypothesis, options: SearchOptions) -> float:
@@ -434,6 +444,8 @@ def _check_per_question(name: str, values: Sequence[Any] | None, questions: int)
 
 
 def _checked_pair(name: str, pair: tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"{name}: expected a pair of question and passages, got {pair!r:.60}")
     question, passages = pair
     if not isinstance(question, str):
         raise TypeError(f"{name}: expected a string, got {type(question).__name__}")

@@ -329,11 +329,11 @@ def allowed_mask(
         If the automaton holds the end token or one outside of the vocabulary.
     """
     mask = np.zeros((len(states), vocabulary), dtype=np.bool_)
-    if constraint is None:
-        mask[:] = True
-        mask[:, end_id] = allow_end
-        return mask
     live = np.flatnonzero(states >= 0)
+    if constraint is None:
+        mask[live] = True
+        mask[:, end_id] &= allow_end
+        return mask
     if not len(live):
         return mask
     offsets, tokens = constraint.allowed(states[live].astype(np.int32))

@@ -75,7 +75,7 @@ def beam_search(
     end_id
         The token that ends an answer.
     beam_size
-        Number of hypotheses, 1 to V.
+        Number of hypotheses, at least 1.
     mode
         ``"extractive"``: answers are contiguous pieces of a surviving passage;
         ``"generative"``: any tokens.
@@ -120,7 +120,6 @@ def beam_search(
         next_logits,
         token_lists("passages", passages),
         end_id=require_int("end_id", end_id, 0),
-        beam_size=require_int("beam_size", beam_size, 1),
         mode=mode,
         vote=vote,
         weights=weights,
@@ -128,6 +127,7 @@ def beam_search(
         constraint=constraint,
         literal=literal,
     )
+    beam_size = require_int("beam_size", beam_size, 1)
     max_tokens = require_int("max_tokens", max_tokens, max(1, search.min_tokens))
     require_choice("finish", finish, get_args(Finish))
     if not math.isfinite(length_penalty):
@@ -203,7 +203,6 @@ class _Search:
         passages: list[list[int]],
         *,
         end_id: int,
-        beam_size: int,
         mode: Mode,
         vote: Vote,
         weights: Any,
@@ -218,7 +217,6 @@ class _Search:
         self._next_logits = next_logits
         self._passages = passages
         self._end_id = end_id
-        self._beam_size = beam_size
         self._extractive = mode == "extractive" and constraint is None
         self._vote = vote
         self._weights = checked_weights(vote, weights, len(passages))
@@ -302,7 +300,6 @@ class _Search:
         if not np.issubdtype(logits.dtype, np.floating):
             raise TypeError(f"next_logits: expected floating point, got {logits.dtype}")
         self._check_vocabulary(logits.shape[-1])
-        require_int("beam_size", self._beam_size, 1, logits.shape[-1])
         check_logits("next_logits", logits.reshape(-1, logits.shape[-1]))
         return logits
 

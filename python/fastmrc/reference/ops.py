@@ -167,7 +167,7 @@ def beam_step(
         Number of each per question: one integer for all, or [Q]. A question without hypotheses
         has no rows and an empty result.
     beam_size
-        Number of results per question, 1 to V.
+        Number of results per question, at least 1.
     end_id
         The token that ends an answer.
     vote
@@ -206,7 +206,7 @@ def beam_step(
     if logits.ndim != 2:
         raise InputError(f"logits: expected 2 dimensions, got {logits.ndim}")
     vocabulary = rows.shape[1]
-    beam_size = require_int("beam_size", beam_size, 1, vocabulary)
+    beam_size = require_int("beam_size", beam_size, 1)
     end_id = require_int("end_id", end_id, 0, vocabulary - 1)
     require_choice("vote", vote, get_args(Vote))
     totals = float32_vector("scores", scores)

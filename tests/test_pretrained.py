@@ -126,17 +126,13 @@ def test_loading_prints_nothing_and_restores_the_library(
 ) -> None:
     from transformers.utils import logging as library_logging
 
-    bars = library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity(logging.INFO)
-    library_logging.enable_progress_bar()
     try:
         load_masked_lm()
         assert library_logging.get_verbosity() == logging.INFO
         assert library_logging.is_progress_bar_enabled()
     finally:
         library_logging.set_verbosity(logging.WARNING)
-        if not bars:
-            library_logging.disable_progress_bar()
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
 

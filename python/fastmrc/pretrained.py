@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -187,14 +188,17 @@ def _resolve_directory(
 def _download(hub_id: str, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    # Progress belongs on a terminal only.
+    bars = nullcontext() if sys.stderr.isatty() else _quiet_transformers()
     try:
-        directory = snapshot_download(
-            hub_id,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=_HUB_PATTERNS,
-            ignore_patterns=["*/*"],
-        )
+        with bars:
+            directory = snapshot_download(
+                hub_id,
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=_HUB_PATTERNS,
+                ignore_patterns=["*/*"],
+            )
     except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision '{revision}'"
         where = "the hub's cache on this machine" if local_files_only else "the hub or its cache"

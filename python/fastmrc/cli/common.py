@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -157,8 +156,6 @@ def build_reader(args: argparse.Namespace, *, baseline: bool | None = None) -> R
     Reader
         Options that were not given are not passed on, so the reader's own defaults hold.
     """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     set_threads(args.threads)
     use_reference = args.baseline if baseline is None else baseline
     module = importlib.import_module("fastmrc.reference" if use_reference else "fastmrc")

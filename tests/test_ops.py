@@ -358,7 +358,7 @@ def test_topk_refuses_other_types_of_k(k: Any) -> None:
         ops.topk(ROWS, k)
 
 
-@pytest.mark.parametrize("k", [2**40, 2**62])
+@pytest.mark.parametrize("k", [2**61, 2**62])
 def test_topk_of_more_than_memory(k: int) -> None:
     with pytest.raises((MemoryError, ValueError)):
         ops.topk(ROWS, k)

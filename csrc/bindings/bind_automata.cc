@@ -102,6 +102,14 @@ py::array_t<bool> is_final(const PyAutomaton& self, py::handle states) {
 
 }  // namespace
 
+std::vector<const Automaton*> automata_of(const std::vector<const PyAutomaton*>& constraints) {
+  std::vector<const Automaton*> automata;
+  for (const PyAutomaton* constraint : constraints) {
+    automata.push_back(constraint == nullptr ? nullptr : &constraint->automaton());
+  }
+  return automata;
+}
+
 void register_automata(py::module_& module) {
   py::class_<PyAutomaton>(module, "Automaton")
       .def("advance", &advance, py::arg("states"), py::arg("tokens"))

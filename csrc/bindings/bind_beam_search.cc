@@ -36,13 +36,9 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
   options.end_id = end_id;
   options.vocabulary_size = vocabulary_size;
   options.spans_only = spans_only;
-  std::vector<const Automaton*> automata;
-  for (const PyAutomaton* constraint : constraints) {
-    automata.push_back(constraint == nullptr ? nullptr : &constraint->automaton());
-  }
   return std::make_unique<BeamSearch>(
       options, int32_values(tokens, "tokens"), int64_values(passage_offsets, "passage_offsets"),
-      int32_values(question_offsets, "question_offsets"), std::move(automata),
+      int32_values(question_offsets, "question_offsets"), automata_of(constraints),
       weights.is_none() ? std::vector<float>{} : float32_values(weights, "weights"));
 }
 

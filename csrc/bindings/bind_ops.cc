@@ -129,10 +129,7 @@ py::tuple bind_beam_step(py::handle logits, py::handle scores, py::handle passag
     throw py::value_error("end_id: expected a token below " + std::to_string(step.logits.cols) +
                           ", got " + std::to_string(end_id));
   }
-  std::vector<const Automaton*> automata;
-  for (const PyAutomaton* constraint : constraints) {
-    automata.push_back(constraint == nullptr ? nullptr : &constraint->automaton());
-  }
+  const std::vector<const Automaton*> automata = automata_of(constraints);
   const std::vector<uint8_t> end_flags(allow_end.begin(), allow_end.end());
   std::vector<RowStats> stats(static_cast<size_t>(sizes.rows));
   step.stats = stats.data();

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "fastmrc/automaton.h"
@@ -15,6 +16,9 @@ class PyAutomaton {
   virtual ~PyAutomaton() = default;
   virtual const Automaton& automaton() const = 0;
 };
+
+// The core's automata, null where Python gave None; valid while the Python objects live.
+std::vector<const Automaton*> automata_of(const std::vector<const PyAutomaton*>& constraints);
 
 Vote parse_vote(const std::string& name);
 

@@ -92,11 +92,11 @@ def measure_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     options = SearchOptions(min_answer_tokens=STEPS, max_answer_tokens=STEPS)
 
     def prefill() -> Any:
-        return encoder.session(rows, STEPS - 1).prefill()
+        return encoder.session(rows, STEPS - 1, options.beam_size).prefill()
 
     def decode() -> Any:
         return beam_search(
-            encoder.session(rows, STEPS - 1),
+            encoder.session(rows, STEPS - 1, options.beam_size),
             [passages],
             end_id=END_ID,
             vocabulary_size=encoder.vocabulary_size,

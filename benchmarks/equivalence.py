@@ -1,11 +1,13 @@
 """Compare the engine's answers with the reference's on real questions.
 
-    python -m benchmarks.equivalence --data questions.jsonl -n 300
+    python -m benchmarks.equivalence --data questions.jsonl -n 300 --oracle oracle.jsonl
 
 Every question is read with each beam size and mode. A different answer counts as a mismatch when
 the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The
 reference's log-probabilities are kept per question, since beams of different size ask for the same
-prefixes; this changes its speed, not its answers. Nothing is timed here.
+prefixes; this changes its speed, not its answers. Its answers are kept in the file ``--oracle``:
+an interrupted run goes on from there, and another build of the engine is compared without
+computing them again. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from tqdm import tqdm
 import fastmrc
 from fastmrc import reference
 from fastmrc.data import read_questions
-from fastmrc.types import Answer
+from fastmrc.types import Answer, Candidate, Span
 
 MARGIN = 1e-5
 
@@ -37,32 +40,24 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     cases = _load_cases(arguments.data, arguments.n)
     engine = fastmrc.Seq2SeqReader.from_pretrained(arguments.model)
-    oracle = reference.Seq2SeqReader.from_pretrained(arguments.model)
-    memory = _Memory(oracle)
     compared = mismatches = 0
     near_ties: list[dict[str, Any]] = []
-    for question, passages in tqdm(cases):
-        memory.clear()
-        for mode in ("extractive", "generative"):
-            for beam_size in arguments.beam_sizes:
-                options = {
-                    "mode": mode,
-                    "beam_size": beam_size,
-                    "max_passage_tokens": arguments.max_passage_tokens,
-                    "max_answer_tokens": arguments.max_answer_tokens,
-                }
-                got = engine.answer(question, passages, **options)
-                expected = oracle.answer(question, passages, **options)
-                compared += 1
-                if _same(got, expected):
-                    continue
-                entry = {"question": question, **options, "got": got.text, "want": expected.text}
-                margin = abs(_oracle_score(expected, got) - expected.score)
-                if margin > MARGIN:
-                    mismatches += 1
-                    print("mismatch", json.dumps(entry, ensure_ascii=False), file=sys.stderr)
-                else:
-                    near_ties.append(entry)
+    settings = _settings(arguments)
+    for (question, passages), answers in zip(
+        cases, _oracle_answers(arguments, cases, settings), strict=True
+    ):
+        for options, expected in zip(settings, answers, strict=True):
+            got = engine.answer(question, passages, **options)
+            compared += 1
+            if _same(got, expected):
+                continue
+            entry = {"question": question, **options, "got": got.text, "want": expected.text}
+            margin = abs(_oracle_score(expected, got) - expected.score)
+            if margin > MARGIN:
+                mismatches += 1
+                print("mismatch", json.dumps(entry, ensure_ascii=False), file=sys.stderr)
+            else:
+                near_ties.append(entry)
     print(
         json.dumps(
             {
@@ -88,7 +83,21 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-passage-tokens", type=int, default=254)
     parser.add_argument("--max-answer-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--oracle", type=Path, help="file that keeps the reference's answers")
     return parser.parse_args()
+
+
+def _settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    return [
+        {
+            "mode": mode,
+            "beam_size": beam_size,
+            "max_passage_tokens": arguments.max_passage_tokens,
+            "max_answer_tokens": arguments.max_answer_tokens,
+        }
+        for mode in ("extractive", "generative")
+        for beam_size in arguments.beam_sizes
+    ]
 
 
 def _load_cases(path: Path, n: int) -> list[tuple[str, list[str]]]:
@@ -102,6 +111,48 @@ def _load_cases(path: Path, n: int) -> list[tuple[str, list[str]]]:
         random.Random(i).shuffle(passages)
         cases.append((question.pair[0], passages))
     return cases
+
+
+def _oracle_answers(
+    arguments: argparse.Namespace,
+    cases: list[tuple[str, list[str]]],
+    settings: list[dict[str, Any]],
+) -> Iterator[list[Answer]]:
+    """Yield the reference's answers to each case, one per setting; from the file as far as it
+    goes, then computed and appended to it."""
+    known = []
+    if arguments.oracle is not None and arguments.oracle.exists():
+        # A last line without its end was being written when the run was stopped.
+        lines = arguments.oracle.read_text(encoding="utf-8").split("\n")[:-1]
+        known = [json.loads(line) for line in lines][: len(cases)]
+        arguments.oracle.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for (question, passages), entry in tqdm(
+        zip(cases, known, strict=False), total=len(cases), desc="known answers"
+    ):
+        if entry["case"] != [question, passages] or entry["settings"] != settings:
+            raise SystemExit(f"--oracle: {arguments.oracle} holds other questions or settings")
+        yield [_read_answer(answer) for answer in entry["answers"]]
+    if len(known) == len(cases):
+        return
+    oracle = reference.Seq2SeqReader.from_pretrained(arguments.model)
+    memory = _Memory(oracle)
+    for case in tqdm(cases[len(known) :], initial=len(known), total=len(cases)):
+        memory.clear()
+        answers = [oracle.answer(*case, **options) for options in settings]
+        if arguments.oracle is not None:
+            entry = {"case": case, "settings": settings, "answers": [asdict(a) for a in answers]}
+            with open(arguments.oracle, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        yield answers
+
+
+def _read_answer(entry: dict[str, Any]) -> Answer:
+    spans = [Span(**span) for span in entry["spans"]]
+    candidates = [
+        Candidate(**{**candidate, "spans": [Span(**span) for span in candidate["spans"]]})
+        for candidate in entry["candidates"]
+    ]
+    return Answer(entry["text"], entry["score"], entry["token_ids"], spans, candidates)
 
 
 def _same(a: Answer, b: Answer) -> bool:

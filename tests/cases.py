@@ -312,38 +312,51 @@ class TableSource:
         self.dtype = dtype
         self.traces: list[list[list[Prefix]]] = [[[()]] if q.passages else [] for q in questions]
         self._first_passage = np.cumsum([0] + [len(q.passages) for q in questions])
-        self._columns: list[list[int]] = [[] for _ in questions]  # token of each answer column
+        self._prefixes: list[dict[int, Prefix]] = [{} for _ in questions]  # of each answer column
+        self.widths: list[int] = []
 
     def prefill(self) -> Any:
         rows = [row for question in self.questions for row in question.first]
         return self._cast(rows)
 
     def step(self, request: Any) -> Any:
-        tokens, ancestors = request.tokens, request.ancestors
-        assert ancestors.shape == (*tokens.shape, request.columns)
-        prefixes: list[list[Prefix]] = []
-        for a, q in enumerate(request.questions.tolist()):
-            columns = self._columns[q]
-            columns += [-1] * (request.columns - request.width - len(columns))
-            columns += tokens[a].tolist()
-            prefixes.append(
-                [
-                    tuple(columns[c] for c in np.flatnonzero(ancestors[a, k]))
-                    for k in range(int(request.hypotheses[a]))
-                ]
-            )
-            self.traces[q].append(prefixes[-1])
+        self._encode(request)
         rows = []
+        lives: list[list[Prefix]] = [[] for _ in request.questions]
         asked = zip(
             request.row_question.tolist(),
             request.row_passage.tolist(),
-            request.row_hypothesis.tolist(),
+            request.row_column.tolist(),
             strict=True,
         )
-        for a, p, k in asked:
+        for a, p, column in asked:
             q = int(request.questions[a])
-            rows.append(self.questions[q].row(p - self._first_passage[q], prefixes[a][k]))
+            prefix = self._prefixes[q][column]
+            if len(lives[a]) < request.hypotheses[a]:  # those of the first passage
+                lives[a].append(prefix)
+            rows.append(self.questions[q].row(p - self._first_passage[q], prefix))
+        for q, live in zip(request.questions.tolist(), lives, strict=True):
+            self.traces[q].append(live)
         return self._cast(rows)
+
+    def _encode(self, request: Any) -> None:
+        """Take the tokens of the request as an encoder does: each sees its ancestors only."""
+        tokens, depths, ancestors = request.tokens, request.depths, request.ancestors
+        assert ancestors.shape == (*tokens.shape, request.columns)
+        self.widths.append(request.width)
+        for a, q in enumerate(request.questions.tolist()):
+            known = self._prefixes[q]
+            for i in range(request.width):
+                column = request.columns - request.width + i
+                seen = np.flatnonzero(ancestors[a, i])
+                if len(seen) == 0:  # padding
+                    continue
+                parent = known[seen[-2]] if len(seen) > 1 else ()
+                known[column] = (*parent, int(tokens[a, i]))
+                assert seen[-1] == column and len(seen) == len(known[column]) == depths[a, i] + 1
+                assert [known[c] for c in seen] == [
+                    known[column][: t + 1] for t in range(len(seen))
+                ]
 
     def _cast(self, rows: list[NDArray[np.float32]]) -> Any:
         stacked = np.array(rows, dtype=np.float32).reshape(len(rows), self.vocabulary)
@@ -363,6 +376,7 @@ class SearchCase:
     constraints: list[Any]  # native, empty or one per question
     oracle_constraints: list[Any]
     native_traces: list[list[list[Prefix]]] = field(default_factory=list)
+    native_widths: list[int] = field(default_factory=list)
 
     def native(self, only: int | None = None) -> list[SearchResult]:
         """Run the native search over the whole batch or one question of it."""
@@ -377,7 +391,7 @@ class SearchCase:
             weights=None if self.weights is None else self.weights[chosen],
             constraints=self.constraints[chosen],
         )
-        self.native_traces = source.traces
+        self.native_traces, self.native_widths = source.traces, source.widths
         return batch.results
 
     def oracle(self, q: int) -> SearchResult:
@@ -461,6 +475,7 @@ def random_search(rng: Generator, vocabulary: int | None = None, lengths: int = 
         max_answer_tokens=max(1, least + int(rng.integers(0, 6))),
         finish=str(rng.choice(["original", "pool"])),  # type: ignore[arg-type]
         length_penalty=float(rng.choice([0.0, 0.5, 1.0, 2.0, -0.5, -1.0])),
+        look_ahead=int(rng.integers(0, 5)),
     )
     weights = None
     if vote == "weighted":

@@ -48,6 +48,7 @@ class Compared:
         )
         self._rows = rows
         self._columns: list[NDArray[np.int32]] = []  # per answer column: token of each question
+        self._seen: dict[tuple[int, int], NDArray[np.intp]] = {}  # by question and column
         self.cached_rows: list[int] = []
         self.widths: list[int] = []
         self.largest = 0.0
@@ -59,7 +60,6 @@ class Compared:
 
     def step(self, request: Any) -> Any:
         logits = self.session.step(request)
-        assert self.session._cache is not None
         self.cached_rows.append(self.session._cache.rows)
         self.widths.append(request.width)
         questions = request.questions.tolist()
@@ -67,10 +67,12 @@ class Compared:
             column = np.zeros(99, np.int32)
             column[questions] = request.tokens[:, k]
             self._columns.append(column)
+            for a, q in enumerate(questions):
+                self._seen[q, len(self._columns) - 1] = np.flatnonzero(request.ancestors[a, k])
         prefixes = []
-        for a, k in zip(request.row_question, request.row_hypothesis, strict=True):
-            seen = np.flatnonzero(request.ancestors[a, k])
-            prefixes.append([int(self._columns[c][questions[a]]) for c in seen])
+        for a, c in zip(request.row_question, request.row_column.tolist(), strict=True):
+            q = questions[a]
+            prefixes.append([int(self._columns[i][q]) for i in self._seen[q, c]])
         self._compare(logits, prefixes, request.row_passage.tolist())
         return logits
 
@@ -193,9 +195,25 @@ def test_the_beam_may_grow(tiny_bert_dir: Path) -> None:
         options=SearchOptions(beam_size=6, min_answer_tokens=5, max_answer_tokens=6),
         constraints=[fastmrc.Trie(sequences)],
     )
-    assert source.widths == [1, 2, 6, 6, 6]
+    assert source.widths == [1, 2, 6 * 3, 0, 0]  # from the third token on there is no choice
     assert source.largest < TOLERANCE[torch.float32]
     assert len(batch.results[0].hypotheses) == 6
+
+
+def test_look_ahead_saves_calls_and_changes_nothing(tiny_bert_dir: Path) -> None:
+    """Tokens encoded before they are chosen have the logits that they would have had later."""
+    model = load_masked_lm(tiny_bert_dir).model
+    lengths = [[30, 12, 17], [25], [9, 9]]
+    found = {}
+    for look_ahead in (0, 1, 4):
+        source, results = _decode(
+            model, lengths, min_answer_tokens=3, max_answer_tokens=8, look_ahead=look_ahead
+        )
+        assert source.largest < TOLERANCE[torch.float32]
+        calls = sum(width > 0 for width in source.widths)
+        found[look_ahead] = calls, [[h.token_ids for h in r.hypotheses] for r in results]
+    assert found[0][1] == found[1][1] == found[4][1]
+    assert found[0][0] > found[1][0] > found[4][0]
 
 
 def test_prefill_batches(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +400,7 @@ def test_the_check_refuses_wrong_logits(
         (UniLMEncoder, "forward", wrong)
         for wrong in (without_mask, without_positions, without_types, nan)
     ]
-    faults.append((encoder._TreeCache, "update", _shifted_values(encoder._TreeCache.update)))
+    faults.append((encoder._Cache, "update", _shifted_values(encoder._Cache.update)))
     for owner, name, wrong in faults:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, wrong)

@@ -68,12 +68,13 @@ def test_cases_reach_every_corner() -> None:
                     f"{case.dtype}": best is not None,
                     "minimum": best is not None and case.options.min_answer_tokens > 1,
                     "constraint": bool(case.constraints) and best is not None,
+                    "looked ahead": 0 in case.native_widths and best is not None,
                 }.items()
                 if holds
             }
     expected = {"no passages", "all rejected", "some rejected", "no answer from survivors"}
     expected |= {"empty answer", "one token", "unfinished", "empty passage", "beam shrinks"}
-    expected |= {"beam grows late", "equal scores", "minimum", "constraint"}
+    expected |= {"beam grows late", "equal scores", "minimum", "constraint", "looked ahead"}
     expected |= {f"{f} {v}" for f in ("original", "pool") for v in ("original", "mean", "max")}
     expected |= {f"{f} {v}" for f in ("original", "pool") for v in ("product", "weighted")}
     expected |= {f"beam {k}" for k in range(1, 7)} | {f"penalty {s}" for s in (-1.0, 0.0, 1.0)}

@@ -23,7 +23,7 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
                                         int32_t end_id, int32_t beam_size, int32_t min_tokens,
                                         int32_t max_tokens, const std::string& vote,
                                         const std::string& finish, double length_penalty,
-                                        bool spans_only,
+                                        bool spans_only, int32_t look_ahead,
                                         const std::vector<const PyAutomaton*>& constraints,
                                         const py::object& weights) {
   BeamSearchOptions options;
@@ -36,6 +36,7 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
   options.end_id = end_id;
   options.vocabulary_size = vocabulary_size;
   options.spans_only = spans_only;
+  options.look_ahead = look_ahead;
   return std::make_unique<BeamSearch>(
       options, int32_values(tokens, "tokens"), int64_values(passage_offsets, "passage_offsets"),
       int32_values(question_offsets, "question_offsets"), automata_of(constraints),
@@ -73,6 +74,11 @@ void register_beam_search(py::module_& module) {
                                return to_array(r.tokens.data(),
                                                {ssize(r.questions.size()), py::ssize_t{r.width}});
                              })
+      .def_property_readonly("depths",
+                             [](const StepRequest& r) {
+                               return to_array(r.depths.data(),
+                                               {ssize(r.questions.size()), py::ssize_t{r.width}});
+                             })
       .def_property_readonly("ancestors",
                              [](const StepRequest& r) {
                                return to_array(r.ancestors.data(),
@@ -83,16 +89,16 @@ void register_beam_search(py::module_& module) {
                              [](const StepRequest& r) { return to_array(r.row_passage); })
       .def_property_readonly("row_question",
                              [](const StepRequest& r) { return to_array(r.row_question); })
-      .def_property_readonly("row_hypothesis",
-                             [](const StepRequest& r) { return to_array(r.row_hypothesis); });
+      .def_property_readonly("row_column",
+                             [](const StepRequest& r) { return to_array(r.row_column); });
 
   py::class_<BeamSearch>(module, "BeamSearch")
       .def(py::init(&make_search), py::arg("tokens"), py::arg("passage_offsets"),
            py::arg("question_offsets"), py::arg("vocabulary_size"), py::arg("end_id"),
            py::arg("beam_size"), py::arg("min_tokens"), py::arg("max_tokens"), py::arg("vote"),
            py::arg("finish"), py::arg("length_penalty"), py::arg("spans_only"),
-           py::arg("constraints"), py::arg("weights"),
-           py::keep_alive<1, 14>())  // the constraints outlive the search
+           py::arg("look_ahead"), py::arg("constraints"), py::arg("weights"),
+           py::keep_alive<1, 15>())  // the constraints outlive the search
       .def("step", &step, py::arg("logits"))
       .def_property_readonly("done", &BeamSearch::done)
       .def_property_readonly("steps", &BeamSearch::steps)

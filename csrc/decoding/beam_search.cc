@@ -70,6 +70,7 @@ void BeamSearch::check_input() const {
   }
   check_at_least("min_tokens", options_.min_tokens, 0);
   check_at_least("max_tokens", options_.max_tokens, std::max(1, options_.min_tokens));
+  check_at_least("look_ahead", options_.look_ahead, 0);
   if (options_.end_id < 0 || options_.end_id >= options_.vocabulary_size) {
     fail("end_id: expected a token below " + std::to_string(options_.vocabulary_size) + ", got " +
          std::to_string(options_.end_id));
@@ -215,14 +216,25 @@ void BeamSearch::select(const Rows& logits) {
   }
 }
 
-// Appends the candidate's token to the tree of hypotheses; the end token is not kept.
+int32_t BeamSearch::add_node(int32_t token, int32_t parent) {
+  node_token_.push_back(token);
+  node_parent_.push_back(parent);
+  node_column_.push_back(-1);
+  node_ahead_.push_back(kNoNode);
+  return static_cast<int32_t>(node_token_.size()) - 1;
+}
+
+// The node of the candidate's token, added to the tree of hypotheses unless it was looked ahead to;
+// the end token is not kept.
 int32_t BeamSearch::node_of(const Beam& beam, const Candidate& candidate) {
   const int32_t parent = beam.nodes[static_cast<size_t>(candidate.parent)];
   if (candidate.token == options_.end_id) return parent;
-  node_token_.push_back(candidate.token);
-  node_parent_.push_back(parent);
-  node_column_.push_back(-1);
-  return static_cast<int32_t>(node_token_.size()) - 1;
+  if (parent != kNoNode) {
+    // There is one continuation only, so the candidate is it.
+    const int32_t ahead = node_ahead_[static_cast<size_t>(parent)];
+    if (ahead != kNoNode) return ahead;
+  }
+  return add_node(candidate.token, parent);
 }
 
 void BeamSearch::finish_original(Beam& beam, const std::vector<Candidate>& candidates) {
@@ -337,40 +349,92 @@ void BeamSearch::prepare_request() {
   StepRequest& request = request_;
   request.questions.clear();
   request.hypotheses.clear();
-  request.row_passage.clear();
-  request.row_question.clear();
-  request.row_hypothesis.clear();
-  request.width = 0;
+  bool encoded = true;
   for (int32_t q = 0; q < num_questions(); ++q) {
     const Beam& beam = beams_[static_cast<size_t>(q)];
     if (beam.done) continue;
-    const auto live = static_cast<int32_t>(beam.nodes.size());
-    for (const int32_t p : beam.passages) {
-      for (int32_t k = 0; k < live; ++k) {
-        request.row_passage.push_back(p);
-        request.row_question.push_back(static_cast<int32_t>(request.questions.size()));
-        request.row_hypothesis.push_back(k);
-      }
-    }
     request.questions.push_back(q);
-    request.hypotheses.push_back(live);
-    request.width = std::max(request.width, live);
+    request.hypotheses.push_back(static_cast<int32_t>(beam.nodes.size()));
+    for (const int32_t node : beam.nodes) {
+      encoded = encoded && node_column_[static_cast<size_t>(node)] >= 0;
+    }
   }
+  fresh_.resize(request.questions.size());
+  request.width = 0;
+  for (size_t a = 0; a < fresh_.size(); ++a) {
+    fresh_[a].clear();
+    if (encoded) continue;
+    // The encoder is called anyway, so questions that could wait for it look further ahead, too.
+    plan_tree(beams_[static_cast<size_t>(request.questions[a])], fresh_[a]);
+    request.width = std::max(request.width, static_cast<int32_t>(fresh_[a].size()));
+  }
+  list_tokens();
+  list_rows();
+}
+
+// Appends the nodes of a question that are not encoded: its live hypotheses and, where their
+// constraint leaves no choice, what must follow.
+void BeamSearch::plan_tree(const Beam& beam, std::vector<int32_t>& fresh) {
+  const int32_t most = std::min(options_.look_ahead, options_.max_tokens - 1 - step_);
+  for (size_t k = 0; k < beam.nodes.size(); ++k) {
+    int32_t node = beam.nodes[k];
+    int32_t state = beam.states[k];
+    if (node_column_[static_cast<size_t>(node)] < 0) fresh.push_back(node);
+    for (int32_t i = 0; i < most && beam.constraint != nullptr; ++i) {
+      const AllowedTokens allowed = beam.constraint->allowed(state);
+      if (allowed.size() != 1) break;
+      const int32_t token = *allowed.begin;
+      // A constraint may hold tokens that the beam step refuses once it comes to them.
+      if (token >= options_.vocabulary_size || token == options_.end_id) break;
+      if (node_ahead_[static_cast<size_t>(node)] == kNoNode) {
+        const int32_t ahead = add_node(token, node);
+        node_ahead_[static_cast<size_t>(node)] = ahead;
+        fresh.push_back(ahead);
+      }
+      node = node_ahead_[static_cast<size_t>(node)];
+      state = *allowed.targets;
+    }
+  }
+}
+
+// Gives the nodes to encode their columns and writes down what they attend to.
+void BeamSearch::list_tokens() {
+  StepRequest& request = request_;
   const auto width = static_cast<size_t>(request.width);
   const int32_t base = request.columns;
   request.columns += request.width;
   const auto columns = static_cast<size_t>(request.columns);
   request.tokens.assign(request.questions.size() * width, 0);
+  request.depths.assign(request.questions.size() * width, 0);
   request.ancestors.assign(request.questions.size() * width * columns, 0);
+  for (size_t a = 0; a < fresh_.size(); ++a) {
+    for (size_t i = 0; i < fresh_[a].size(); ++i) {
+      const auto node = static_cast<size_t>(fresh_[a][i]);
+      node_column_[node] = base + static_cast<int32_t>(i);
+      request.tokens[a * width + i] = node_token_[node];
+      uint8_t* mask = request.ancestors.data() + (a * width + i) * columns;
+      int32_t length = 0;
+      for (int32_t n = fresh_[a][i]; n != kNoNode; n = node_parent_[static_cast<size_t>(n)]) {
+        mask[node_column_[static_cast<size_t>(n)]] = 1;
+        ++length;
+      }
+      request.depths[a * width + i] = length - 1;
+    }
+  }
+}
+
+void BeamSearch::list_rows() {
+  StepRequest& request = request_;
+  request.row_passage.clear();
+  request.row_question.clear();
+  request.row_column.clear();
   for (size_t a = 0; a < request.questions.size(); ++a) {
     const Beam& beam = beams_[static_cast<size_t>(request.questions[a])];
-    for (size_t k = 0; k < beam.nodes.size(); ++k) {
-      const auto node = static_cast<size_t>(beam.nodes[k]);
-      request.tokens[a * width + k] = node_token_[node];
-      node_column_[node] = base + static_cast<int32_t>(k);
-      uint8_t* mask = request.ancestors.data() + (a * width + k) * columns;
-      for (int32_t n = beam.nodes[k]; n != kNoNode; n = node_parent_[static_cast<size_t>(n)]) {
-        mask[node_column_[static_cast<size_t>(n)]] = 1;
+    for (const int32_t p : beam.passages) {
+      for (const int32_t node : beam.nodes) {
+        request.row_passage.push_back(p);
+        request.row_question.push_back(static_cast<int32_t>(a));
+        request.row_column.push_back(node_column_[static_cast<size_t>(node)]);
       }
     }
   }

@@ -91,6 +91,7 @@ def beam_search(
         finish=options.finish,
         length_penalty=options.length_penalty,
         spans_only=options.mode == "extractive",
+        look_ahead=options.look_ahead,
         constraints=native_automata("constraints", constraints, len(questions)),
         weights=None if weights is None else _flatten_weights(weights, question_offsets),
     )

@@ -1,9 +1,9 @@
 """UniLM encoder with the input encoded once and all hypotheses as queries of one row.
 
 With the UniLM mask (Dong et al. 2019) the input ``[CLS] passage [SEP] question [SEP]`` never sees
-the answer, so its keys and values are computed once. The newest tokens of a question's K
-hypotheses then are K query positions of the same row; a mask lets each see its own ancestors
-(tree attention), and reordering the beam moves no cache.
+the answer, so its keys and values are computed once. The tokens of a question's hypotheses then
+form a tree, whose new nodes are query positions of the same row; a mask lets each see its own
+ancestors (tree attention), and reordering the beam moves no cache.
 """
 
 from __future__ import annotations
@@ -101,7 +101,6 @@ class UniLMEncoder:
         self._head = [getattr(model, name) for name in family.head]
         if model.dtype != torch.float32:  # logits are float32 also where the body is not
             self._head = [copy.deepcopy(module).float() for module in self._head]
-        self._layers = int(config.num_hidden_layers)
         self._answer_type = 1 if config.type_vocab_size > 1 else 0
         self._first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
         self._pad_id = int(config.pad_token_id or 0)
@@ -113,7 +112,9 @@ class UniLMEncoder:
         """Where the model is."""
         return self._model.device
 
-    def session(self, rows: Sequence[NDArray[np.int32]], max_steps: int) -> EncoderSession:
+    def session(
+        self, rows: Sequence[NDArray[np.int32]], max_steps: int, beam_size: int = 1
+    ) -> EncoderSession:
         """Begin decoding a batch of inputs.
 
         Parameters
@@ -122,6 +123,8 @@ class UniLMEncoder:
             For each passage of all questions its input, ``[CLS] passage [SEP] question [SEP]``.
         max_steps
             Largest number of tokens that will follow an input.
+        beam_size
+            Hypotheses that the cache has room for; it grows where there are more.
 
         Raises
         ------
@@ -135,7 +138,7 @@ class UniLMEncoder:
                 f"positions of the model, got {longest} + {max_steps}; lower max_passage_tokens, "
                 f"max_question_tokens or max_answer_tokens"
             )
-        return EncoderSession(self, rows, max_steps)
+        return EncoderSession(self, rows, max_steps * beam_size)
 
     def check(self, sep_id: int) -> None:
         """Compare cached logits with re-encoding on a few tokens; refuse the model if they differ.
@@ -155,10 +158,8 @@ class UniLMEncoder:
         prefix = generator.integers(0, self.vocabulary_size, 3).tolist()
         session = self.session(rows, len(prefix))
         cached = session.prefill()
-        for t in range(len(prefix)):
-            cached = session.append(
-                np.full((1, 1), prefix[t]), np.ones((1, 1, t + 1)), np.zeros(2, dtype=np.int64)
-            )
+        for token in prefix:
+            cached = session.append(token)
         reference = ReencodingEncoder(self._model, end_id=sep_id).next_logits_for(
             row.tolist() for row in rows
         )([prefix], [0, 1])[:, 0]
@@ -185,7 +186,7 @@ class UniLMEncoder:
         positions: torch.Tensor,
         mask: torch.Tensor | None,
         token_type: int,
-        cache: _Recorder | _TreeCache,
+        cache: _Cache,
     ) -> torch.Tensor:
         """Run the body; tokens and positions [rows, queries]; mask broadcasts to
         [rows, 1, queries, keys]; returns [rows, queries, hidden]."""
@@ -209,69 +210,63 @@ class UniLMEncoder:
         """Token type of the answer."""
         return self._answer_type
 
-    @property
-    def num_layers(self) -> int:
-        """Number of layers that keep keys and values."""
-        return self._layers
 
+class _Cache:
+    """Keys, values and last hidden states of inputs and answers, written in place.
 
-class _Recorder:
-    """Takes the keys and values of each layer while the inputs are encoded; copies nothing."""
+    Columns [0, prefix) hold the input of a row, the following ones the tokens of its answers.
+    Everything is allocated once, and again only where more answer tokens come than expected.
 
-    def __init__(self) -> None:
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # each [rows, heads, tokens, d]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.layers.append((keys, values))
-        return keys, values
-
-
-class _TreeCache:
-    """Keys and values of inputs and answer tokens, written in place.
-
-    Columns [0, prefix) hold the input of a row, the following ones its answer tokens. Allocated
-    once, and again only where a beam grows after its first step.
+    Parameters
+    ----------
+    rows
+        Number of inputs.
+    prefix
+        Tokens of the longest input.
+    columns
+        Answer tokens to make room for.
     """
 
-    def __init__(self, prefix: int, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        self.keys = keys  # per layer [rows, heads, prefix + answer columns, d]
-        self.values = values
+    def __init__(self, rows: int, prefix: int, columns: int) -> None:
+        self.rows = rows  # in use; those behind were dropped
         self.prefix = prefix
-        self.rows = keys[0].shape[0]
-        self.columns = 0  # answer columns in use
+        self.used = 0
+        self._capacity = prefix + columns
+        # Keys and values of each layer [rows, heads, columns, d], the hidden states last
+        # [rows, columns, hidden]: columns are the second to last axis of all.
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._hidden: list[torch.Tensor] = []
+        self._place = (slice(0), 0, 0)
+
+    def write_at(self, rows: slice, begin: int, end: int) -> None:
+        """Let the next forward pass write columns [begin, end) of these rows."""
+        if end > self._capacity:
+            self._grow(end)
+        self._place = (rows, begin, end)
+        self.used = max(self.used, end)
+
+    # Called by transformers' attention layers.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.prefix + self.columns
+        return self._place[1]
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        begin = self.prefix + self.columns
-        end = begin + keys.shape[2]
-        self.keys[layer_idx][: self.rows, :, begin:end] = keys
-        self.values[layer_idx][: self.rows, :, begin:end] = values
-        return self.keys[layer_idx][: self.rows, :, :end], self.values[layer_idx][
-            : self.rows, :, :end
-        ]
+        return self._write(self._keys, layer_idx, keys), self._write(
+            self._values, layer_idx, values
+        )
 
-    @property
-    def capacity(self) -> int:
-        """Answer columns that fit."""
-        return int(self.keys[0].shape[2]) - self.prefix
+    def write_hidden(self, hidden: torch.Tensor) -> None:
+        """Keep the hidden states of the last layer, [rows, tokens, hidden]."""
+        self._write(self._hidden, 0, hidden)
 
-    def grow(self, columns: int) -> None:
-        """Make room for so many answer columns in all."""
-        for layers in (self.keys, self.values):
-            for i, old in enumerate(layers):
-                rows, heads, _, size = old.shape
-                new = old.new_zeros((rows, heads, self.prefix + columns, size))
-                new[:, :, : old.shape[2]] = old
-                layers[i] = new
+    def hidden(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> torch.Tensor:
+        """Return the last hidden states at these places, [n, hidden]."""
+        states = self._hidden[0]
+        to = states.device
+        return states[torch.from_numpy(rows).to(to), torch.from_numpy(columns).to(to)]
 
     def keep(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Drop rows; the last ones move into the gaps. Returns the old index of each new row."""
@@ -281,98 +276,113 @@ class _TreeCache:
         movers = size + np.flatnonzero(kept[size:])
         order[holes] = movers
         if len(holes):
-            used = self.prefix + self.columns
-            for layer in (*self.keys, *self.values):
-                layer[holes, :, :used] = layer[movers, :, :used]
+            for array in (*self._keys, *self._values, *self._hidden):
+                array[holes, ..., : self.used, :] = array[movers, ..., : self.used, :]
         self.rows = size
         return order
+
+    def _write(self, arrays: list[torch.Tensor], i: int, new: torch.Tensor) -> torch.Tensor:
+        """Write [rows, ..., tokens, d] at the place; return these rows up to the place's end."""
+        rows, begin, end = self._place
+        if i == len(arrays):
+            arrays.append(
+                new.new_empty((self.rows, *new.shape[1:-2], self._capacity, new.shape[-1]))
+            )
+        array = arrays[i][rows]
+        array[..., begin:end, :] = new
+        if end < self.prefix:  # what is masked out must still be finite
+            array[..., end : self.prefix, :] = 0
+        return array[..., :end, :]
+
+    def _grow(self, least: int) -> None:
+        self._capacity = max(least, 2 * self._capacity - self.prefix)  # twice the answer columns
+        for arrays in (self._keys, self._values, self._hidden):
+            for i, old in enumerate(arrays):
+                new = old.new_empty((self.rows, *old.shape[1:-2], self._capacity, old.shape[-1]))
+                new[..., : self.used, :] = old[: self.rows, ..., : self.used, :]
+                arrays[i] = new
 
 
 class EncoderSession:
     """The encoder's side of one search over a batch of questions. For one thread."""
 
     def __init__(
-        self, encoder: UniLMEncoder, rows: Sequence[NDArray[np.int32]], max_steps: int
+        self, encoder: UniLMEncoder, rows: Sequence[NDArray[np.int32]], answer_tokens: int
     ) -> None:
         self._encoder = encoder
         self._rows = rows
-        self._max_steps = max_steps
-        self._lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        # Per prefill batch: the passages in it and the recorded layers.
-        self._recorded: list[tuple[NDArray[np.int64], _Recorder]] = []
-        self._cache: _TreeCache | None = None
-        self._cached_passages = np.zeros(0, dtype=np.int64)  # passage of each cache row
-        self._step = 0
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        # Inputs by falling length, so that those of a prefill batch are of like length.
+        self._passages = np.argsort(-lengths, kind="stable")  # passage of each cache row
+        self._lengths = lengths[self._passages]  # of each cache row
+        self._cache = _Cache(len(rows), int(lengths.max(initial=0)), answer_tokens)
 
     @torch.inference_mode()
     def prefill(self) -> torch.Tensor:
         """Encode all inputs; return the logits after them, float32 [passages, V]."""
-        encoder = self._encoder
-        last = [torch.empty(0)] * len(self._rows)
-        for batch in self._batches():
-            recorder = _Recorder()
-            tokens, mask = self._padded(batch)
-            positions = torch.arange(tokens.shape[1], device=encoder.device).expand_as(tokens)
-            hidden = encoder.forward(tokens, positions, mask, 0, recorder)
-            for row, passage in enumerate(batch):
-                last[passage] = hidden[row, self._lengths[passage] - 1]
-            self._recorded.append((batch, recorder))
-        if not last:
+        encoder, cache = self._encoder, self._cache
+        if cache.rows == 0:
             return torch.zeros(0, encoder.vocabulary_size)
-        return encoder.logits(torch.stack(last))
+        for rows in self._batches():
+            tokens, mask = self._padded(rows)
+            positions = torch.arange(tokens.shape[1], device=encoder.device).expand_as(tokens)
+            cache.write_at(rows, 0, tokens.shape[1])
+            cache.write_hidden(encoder.forward(tokens, positions, mask, 0, cache))
+        return encoder.logits(self._hidden_after_inputs())
 
     @torch.inference_mode()
     def step(self, request: _C.StepRequest) -> torch.Tensor:
-        """Encode the newest tokens of all live hypotheses; return the logits of the request's
-        rows, float32 [rows, V]."""
+        """Encode the tokens of the request; return the logits of its rows, float32 [rows, V]."""
         passages, first = np.unique(request.row_passage.astype(np.int64), return_index=True)
-        self._keep(passages, request.width)
-        question_of = np.zeros(len(self._rows), dtype=np.int64)
-        question_of[passages] = request.row_question[first]
-        hidden = self._append(request.tokens, request.ancestors, question_of[self._cached_passages])
-        cache_row = np.zeros(len(self._rows), dtype=np.int64)
-        cache_row[self._cached_passages] = np.arange(len(self._cached_passages))
-        index = cache_row[request.row_passage] * request.width + request.row_hypothesis
-        flat = hidden.flatten(0, 1)
-        return self._encoder.logits(flat[torch.from_numpy(index).to(flat.device)])
+        if len(passages) < self._cache.rows:
+            order = self._cache.keep(np.isin(self._passages, passages))
+            self._passages, self._lengths = self._passages[order], self._lengths[order]
+        row_of = np.zeros(len(self._rows), dtype=np.int64)
+        row_of[self._passages] = np.arange(len(self._passages))
+        if request.width:
+            question_of_row = np.zeros(self._cache.rows, dtype=np.int64)
+            question_of_row[row_of[passages]] = request.row_question[first]
+            self._append(
+                request.tokens[question_of_row],
+                request.depths[question_of_row],
+                request.ancestors[question_of_row].astype(bool),
+            )
+        columns = self._cache.prefix + request.row_column.astype(np.int64)
+        return self._encoder.logits(self._cache.hidden(row_of[request.row_passage], columns))
 
     @torch.inference_mode()
-    def append(
-        self,
-        tokens: NDArray[np.integer],
-        ancestors: NDArray[Any],
-        question_of_row: NDArray[np.int64],
-    ) -> torch.Tensor:
-        """Append tokens below all inputs, one hypothesis per question; logits [passages, V].
+    def append(self, token: int) -> torch.Tensor:
+        """Append a token to the answer of every input; return the logits, [passages, V]."""
+        rows, column = self._cache.rows, self._cache.used
+        depth = column - self._cache.prefix
+        self._append(
+            np.full((rows, 1), token),
+            np.full((rows, 1), depth),
+            np.ones((rows, 1, depth + 1), dtype=bool),
+        )
+        row_of = np.argsort(self._passages)
+        return self._encoder.logits(self._cache.hidden(row_of, np.full(rows, column)))
 
-        Parameters
-        ----------
-        tokens
-            [questions, 1].
-        ancestors
-            [questions, 1, columns], non-zero where a token sees an answer column.
-        question_of_row
-            Question of each input.
-        """
-        self._keep(np.arange(len(self._rows)), 1)
-        return self._encoder.logits(self._append(tokens, ancestors, question_of_row)[:, 0])
+    def _hidden_after_inputs(self) -> torch.Tensor:
+        """Hidden states that predict the first token, in the order of the passages."""
+        row_of = np.argsort(self._passages)
+        return self._cache.hidden(row_of, self._lengths[row_of] - 1)
 
-    def _batches(self) -> list[NDArray[np.int64]]:
-        """Passages by falling length, cut where the padded tokens would exceed the budget."""
-        order = np.argsort(-self._lengths, kind="stable")
+    def _batches(self) -> list[slice]:
+        """Cut the rows where their padded tokens would exceed the budget."""
         batches = []
         begin = 0
-        while begin < len(order):
-            size = max(1, _PREFILL_TOKENS // int(self._lengths[order[begin]]))
-            batches.append(order[begin : begin + size])
+        while begin < len(self._lengths):
+            size = max(1, _PREFILL_TOKENS // int(self._lengths[begin]))
+            batches.append(slice(begin, min(begin + size, len(self._lengths))))
             begin += size
         return batches
 
-    def _padded(self, batch: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        lengths = self._lengths[batch]
-        tokens = np.full((len(batch), int(lengths[0])), self._encoder.pad_id, dtype=np.int64)
-        for row, passage in enumerate(batch):
-            tokens[row, : lengths[row]] = self._rows[passage]
+    def _padded(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        lengths = self._lengths[rows]
+        tokens = np.full((len(lengths), int(lengths[0])), self._encoder.pad_id, dtype=np.int64)
+        for i, passage in enumerate(self._passages[rows]):
+            tokens[i, : lengths[i]] = self._rows[passage]
         device = self._encoder.device
         # Queries of the padding see the row's input, so nothing is NaN; they are never read.
         mask = None
@@ -381,90 +391,25 @@ class EncoderSession:
             mask = torch.from_numpy(visible)[:, None, None, :].to(device)
         return torch.from_numpy(tokens).to(device), mask
 
-    def _keep(self, passages: NDArray[np.int64], width: int) -> None:
-        """Hold cache rows for these passages only."""
-        if self._cache is None:
-            self._cache = self._build_cache(passages, width)
-            self._cached_passages = passages
-        elif len(passages) < self._cache.rows:
-            order = self._cache.keep(np.isin(self._cached_passages, passages))
-            self._cached_passages = self._cached_passages[order]
-
-    def _build_cache(self, passages: NDArray[np.int64], width: int) -> _TreeCache:
-        """Copy what was recorded for the surviving passages into the cache of the search."""
-        prefix = int(self._lengths[passages].max())
-        _, heads, _, size = self._recorded[0][1].layers[0][0].shape
-        columns = prefix + width * self._max_steps
-        row_of = np.full(len(self._rows), -1, dtype=np.int64)
-        row_of[passages] = np.arange(len(passages))
-        like = self._recorded[0][1].layers[0][0]
-        both: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        for layer in range(self._encoder.num_layers):
-            for kind in (0, 1):
-                target = like.new_empty((len(passages), heads, columns, size))
-                target[:, :, prefix:] = 0  # what is masked out must still be finite
-                for batch, recorder in self._recorded:
-                    _copy_rows(target, recorder.layers[layer][kind], row_of[batch], prefix)
-                both[kind].append(target)
-            for _, recorder in self._recorded:
-                recorder.layers[layer] = (like, like)  # frees the recorded layer
-        self._recorded.clear()
-        return _TreeCache(prefix, *both)
-
     def _append(
         self,
         tokens: NDArray[np.integer],
-        ancestors: NDArray[Any],
-        question_of_row: NDArray[np.int64],
-    ) -> torch.Tensor:
-        cache = self._cache
-        if cache is None:
-            raise RuntimeError("append: expected prefill before")
-        device = self._encoder.device
-        lengths = self._lengths[self._cached_passages]
-        row_tokens = torch.from_numpy(tokens[question_of_row].astype(np.int64)).to(device)
-        positions = torch.from_numpy(lengths + self._step)[:, None].expand(row_tokens.shape)
-        sees_input = np.arange(cache.prefix)[None, :] < lengths[:, None]
-        queries = row_tokens.shape[1]
-        if cache.columns + queries > cache.capacity:
-            # The first step was narrower, as where a trie has few first tokens.
-            cache.grow(cache.columns + queries * max(1, self._max_steps - self._step))
-        visible = np.concatenate(
-            [
-                np.repeat(sees_input[:, None, :], queries, axis=1),
-                ancestors[question_of_row].astype(bool),
-            ],
-            axis=2,
+        depths: NDArray[np.integer],
+        ancestors: NDArray[np.bool_],
+    ) -> None:
+        """Encode answer tokens [rows, queries] that see answer columns [rows, queries, columns]."""
+        cache, device = self._cache, self._encoder.device
+        positions = self._lengths[:, None] + depths
+        sees_input = np.arange(cache.prefix)[None, :] < self._lengths[:, None]
+        sees_input = np.repeat(sees_input[:, None, :], tokens.shape[1], axis=1)
+        visible = np.concatenate([sees_input, ancestors], axis=2)
+        cache.write_at(slice(0, cache.rows), cache.used, cache.used + tokens.shape[1])
+        cache.write_hidden(
+            self._encoder.forward(
+                torch.from_numpy(tokens.astype(np.int64)).to(device),
+                torch.from_numpy(positions).to(device),
+                torch.from_numpy(visible)[:, None].to(device),
+                self._encoder.answer_type,
+                cache,
+            )
         )
-        hidden = self._encoder.forward(
-            row_tokens,
-            positions.to(device),
-            torch.from_numpy(visible)[:, None].to(device),
-            self._encoder.answer_type,
-            cache,
-        )
-        cache.columns += queries
-        self._step += 1
-        return hidden
-
-
-def _copy_rows(
-    target: torch.Tensor, source: torch.Tensor, rows: NDArray[np.int64], prefix: int
-) -> None:
-    """Copy recorded rows [batch, heads, tokens, d] to rows of the cache; -1: left out.
-
-    Where the batch was shorter than the prefix, the gap is filled with zeros.
-    """
-    tokens = min(prefix, source.shape[2])
-    kept = np.flatnonzero(rows >= 0)
-    if len(kept) == 0:
-        return
-    to = rows[kept]
-    if (np.diff(to) == 1).all() and len(kept) == len(rows):  # nothing left out: one copy
-        place = slice(int(to[0]), int(to[-1]) + 1)
-        target[place, :, :tokens] = source[:, :, :tokens]
-        target[place, :, tokens:prefix] = 0
-        return
-    for row, place in zip(kept.tolist(), to.tolist(), strict=True):
-        target[place, :, :tokens] = source[row, :, :tokens]
-        target[place, :, tokens:prefix] = 0

@@ -33,6 +33,7 @@ class SearchOptions:
     stride: int | None = None
     max_passage_tokens: int = 254
     max_question_tokens: int = 63
+    look_ahead: int = 4
 
     def __post_init__(self) -> None:
         _require_choice("mode", self.mode, get_args(Mode))
@@ -44,6 +45,7 @@ class SearchOptions:
         _require_int("max_answer_tokens", self.max_answer_tokens, max(1, self.min_answer_tokens))
         _require_int("max_passage_tokens", self.max_passage_tokens, 1)
         _require_int("max_question_tokens", self.max_question_tokens, 1)
+        _require_int("look_ahead", self.look_ahead, 0)
         if self.stride is not None:
             _require_int("stride", self.stride, 0)
             if self.stride >= self.max_passage_tokens:

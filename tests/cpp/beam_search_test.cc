@@ -87,8 +87,8 @@ void check_equal(const Outcome& found, const Outcome& expected) {
   }
 }
 
-// What the encoder would do with the requests of a search: it keeps the token of every column, and
-// checks that a hypothesis attends to its own tokens and to nothing else.
+// What the encoder would do with the requests of a search: it keeps the answer that ends in every
+// column, and checks that a token attends to those before it and to nothing else.
 class Driver {
  public:
   Driver(const BeamSearchOptions& options, const std::vector<Question>& questions,
@@ -118,6 +118,7 @@ class Driver {
   }
 
   BeamSearch& search() { return *search_; }
+  int32_t encoder_calls() const { return encoder_calls_; }
 
   // The logits that the search waits for.
   Matrix logits() const {
@@ -160,71 +161,28 @@ class Driver {
   }
 
  private:
-  // The answer so far of row r, read off its columns as attention does.
-  Tokens answer(size_t r) const {
+  // The answer so far of row r.
+  const Tokens& answer(size_t r) const {
     const StepRequest& request = search_->request();
-    const auto question = static_cast<size_t>(request.row_question[r]);
-    return attended(question, static_cast<size_t>(request.row_hypothesis[r]));
-  }
-
-  Tokens attended(size_t active, size_t hypothesis) const {
-    const StepRequest& request = search_->request();
-    const auto width = static_cast<size_t>(request.width);
-    const auto columns = static_cast<size_t>(request.columns);
-    const uint8_t* mask = request.ancestors.data() + (active * width + hypothesis) * columns;
-    const Tokens& written = columns_.at(request.questions[active]);
-    Tokens tokens;
-    for (size_t c = 0; c < columns; ++c) {
-      if (mask[c] != 0) tokens.push_back(written[c]);
-    }
-    return tokens;
+    const int32_t question = request.questions[static_cast<size_t>(request.row_question[r])];
+    return answers_.at(question).at(request.row_column[r]);
   }
 
   void check_request() {
     const StepRequest& request = search_->request();
     const size_t active = request.questions.size();
-    const auto width = static_cast<size_t>(request.width);
+    const size_t slots = active * static_cast<size_t>(request.width);
     CHECK_EQ(request.hypotheses.size(), active);
-    CHECK_EQ(request.tokens.size(), active * width);
-    CHECK_EQ(request.ancestors.size(), active * width * static_cast<size_t>(request.columns));
+    CHECK_EQ(request.tokens.size(), slots);
+    CHECK_EQ(request.depths.size(), slots);
+    CHECK_EQ(request.ancestors.size(), slots * static_cast<size_t>(request.columns));
     CHECK_EQ(request.columns - request.width, num_columns_);
     num_columns_ = request.columns;
+    encoder_calls_ += request.width > 0;
     int32_t widest = 0;
-    Tokens row_passage, row_question, row_hypothesis;
-    for (size_t a = 0; a < active; ++a) {
-      const int32_t q = request.questions[a];
-      const std::vector<Tokens> live = search_->live_tokens(q);
-      CHECK_EQ(static_cast<size_t>(request.hypotheses[a]), live.size());
-      CHECK(!live.empty());
-      widest = std::max(widest, request.hypotheses[a]);
-      Tokens& written = columns_[q];
-      written.resize(static_cast<size_t>(request.columns) - width, -1);
-      const auto first = request.tokens.begin() + static_cast<std::ptrdiff_t>(a * width);
-      written.insert(written.end(), first, first + static_cast<std::ptrdiff_t>(width));
-      for (size_t k = 0; k < width; ++k) {
-        if (k < live.size()) {
-          CHECK_EQ(live[k].size(), static_cast<size_t>(search_->steps()));
-          CHECK_EQ(first[static_cast<std::ptrdiff_t>(k)], live[k].back());
-          CHECK_EQ(attended(a, k), live[k]);
-        } else {
-          CHECK_EQ(first[static_cast<std::ptrdiff_t>(k)], 0);
-          CHECK_EQ(attended(a, k), Tokens());
-        }
-      }
-      const auto at = static_cast<size_t>(q);
-      for (int32_t p = question_offsets_[at]; p < question_offsets_[at + 1]; ++p) {
-        if (search_->surviving()[static_cast<size_t>(p)] == 0) continue;
-        for (int32_t k = 0; k < request.hypotheses[a]; ++k) {
-          row_passage.push_back(p);
-          row_question.push_back(static_cast<int32_t>(a));
-          row_hypothesis.push_back(k);
-        }
-      }
-    }
+    for (size_t a = 0; a < active; ++a) widest = std::max(widest, encode(a));
     CHECK_EQ(request.width, widest);
-    CHECK_EQ(request.row_passage, row_passage);
-    CHECK_EQ(request.row_question, row_question);
-    CHECK_EQ(request.row_hypothesis, row_hypothesis);
+    check_rows();
     CHECK_EQ(search_->done(), active == 0);
     for (int32_t q = 0; q < search_->num_questions(); ++q) {
       const bool goes_on = std::find(request.questions.begin(), request.questions.end(), q) !=
@@ -233,12 +191,79 @@ class Driver {
     }
   }
 
+  // Takes the new tokens of an active question; returns their number.
+  int32_t encode(size_t a) {
+    const StepRequest& request = search_->request();
+    const auto width = static_cast<size_t>(request.width);
+    const auto columns = static_cast<size_t>(request.columns);
+    std::map<int32_t, Tokens>& answers = answers_[request.questions[a]];
+    int32_t count = 0;
+    for (size_t i = a * width; i < (a + 1) * width; ++i) {
+      Tokens seen;
+      for (size_t c = 0; c < columns; ++c) {
+        if (request.ancestors[i * columns + c] != 0) seen.push_back(static_cast<int32_t>(c));
+      }
+      if (seen.empty()) {  // padding, behind the tokens
+        CHECK_EQ(request.tokens[i], 0);
+        CHECK_EQ(request.depths[i], 0);
+        continue;
+      }
+      CHECK_EQ(static_cast<size_t>(count), i - a * width);
+      const int32_t column = request.columns - request.width + count++;
+      CHECK_EQ(seen.back(), column);
+      Tokens tokens;
+      for (size_t t = 0; t + 1 < seen.size(); ++t) {
+        const Tokens& before = answers.at(seen[t]);
+        CHECK_EQ(before.size(), t + 1);
+        CHECK(std::equal(tokens.begin(), tokens.end(), before.begin()));
+        tokens = before;
+      }
+      tokens.push_back(request.tokens[i]);
+      CHECK_EQ(request.depths[i] + 1, static_cast<int32_t>(tokens.size()));
+      CHECK(request.depths[i] < search_->steps() + options_.look_ahead);
+      CHECK(request.depths[i] + 1 < options_.max_tokens);
+      for (const auto& known : answers) CHECK(known.second != tokens);  // nothing is encoded twice
+      answers[column] = tokens;
+    }
+    return count;
+  }
+
+  void check_rows() const {
+    const StepRequest& request = search_->request();
+    Tokens row_passage, row_question;
+    size_t r = 0;
+    bool needed = false;  // a row that waited for the encoder
+    for (size_t a = 0; a < request.questions.size(); ++a) {
+      const int32_t q = request.questions[a];
+      const std::vector<Tokens> live = search_->live_tokens(q);
+      CHECK_EQ(static_cast<size_t>(request.hypotheses[a]), live.size());
+      CHECK(!live.empty());
+      const auto at = static_cast<size_t>(q);
+      for (int32_t p = question_offsets_[at]; p < question_offsets_[at + 1]; ++p) {
+        if (search_->surviving()[static_cast<size_t>(p)] == 0) continue;
+        for (const Tokens& tokens : live) {
+          row_passage.push_back(p);
+          row_question.push_back(static_cast<int32_t>(a));
+          CHECK_EQ(tokens.size(), static_cast<size_t>(search_->steps()));
+          CHECK_EQ(answers_.at(q).at(request.row_column[r]), tokens);
+          needed |= request.row_column[r++] >= request.columns - request.width;
+        }
+      }
+    }
+    CHECK_EQ(request.row_passage, row_passage);
+    CHECK_EQ(request.row_question, row_question);
+    CHECK_EQ(request.row_column.size(), r);
+    CHECK_EQ(needed, request.width > 0);
+  }
+
   BeamSearchOptions options_;
   const Script& script_;
   std::vector<int32_t> ids_, question_offsets_;
   std::unique_ptr<BeamSearch> search_;
-  std::map<int32_t, Tokens> columns_;  // of each question, the token behind every column
+  // Of each question and column, the answer that ends in its token.
+  std::map<int32_t, std::map<int32_t, Tokens>> answers_;
   int32_t num_columns_ = 0;
+  int32_t encoder_calls_ = 0;
 };
 
 // The plain search of one question.
@@ -479,13 +504,14 @@ BeamSearchOptions random_options(std::mt19937* random) {
   options.end_id =
       static_cast<int32_t>((*random)() % static_cast<uint32_t>(options.vocabulary_size));
   options.spans_only = (*random)() % 2 == 0;
+  options.look_ahead = static_cast<int32_t>((*random)() % 5);
   return options;
 }
 
 // A batch against the plain search of each question, and each question alone.
 void test_random_searches() {
   std::mt19937 random(kSeed);
-  int64_t answered = 0, finished_early = 0;
+  int64_t answered = 0, finished_early = 0, calls_saved = 0;
   for (int i = 0; i < 1200; ++i) {
     fastmrc_test::context() = "case " + std::to_string(i);
     const BeamSearchOptions options = random_options(&random);
@@ -500,7 +526,9 @@ void test_random_searches() {
       }
       if (random() % 3 == 0) question.constraint = random_trie(&random, options);
     }
-    const std::vector<Outcome> together = Driver(options, questions, script).run();
+    Driver driver(options, questions, script);
+    const std::vector<Outcome> together = driver.run();
+    calls_saved += driver.search().steps() - 1 - driver.encoder_calls();
     CHECK_EQ(together.size(), questions.size());
     for (size_t q = 0; q < questions.size(); ++q) {
       check_equal(together[q], Naive(options, questions[q], script).run());
@@ -512,6 +540,7 @@ void test_random_searches() {
   }
   CHECK(answered > 500);  // the cases are worth something
   CHECK(finished_early > 100);
+  CHECK(calls_saved > 200);
 }
 
 // Probabilities by passage and answer; other answers have the row of passage -1.
@@ -541,6 +570,47 @@ BeamSearchOptions small_options() {
   options.spans_only = false;
   options.vote = Vote::kMean;  // of one passage: its probabilities
   return options;
+}
+
+// Every token of the passage has one continuation at most.
+void test_look_ahead_asks_for_what_must_follow() {
+  fastmrc_test::context() = "look-ahead";
+  const RandomScript script(1, 6, 0, false, -9);
+  BeamSearchOptions options = small_options();
+  options.vocabulary_size = 6;
+  options.beam_size = 1;
+  options.max_tokens = 5;
+  options.min_tokens = 5;
+  options.spans_only = true;
+  const std::vector<Question> questions = {{{{0, {5, 4, 3, 2, 1}, 1}}, nullptr}};
+  for (const int32_t look_ahead : {0, 1, 3, 9}) {
+    options.look_ahead = look_ahead;
+    Driver driver(options, questions, script);
+    driver.step();
+    const Tokens start = driver.search().live_tokens(0)[0];
+    // The last token of the passage has no continuation, and the fifth needs no call.
+    const int32_t left = std::min(look_ahead, start[0] - 1);
+    CHECK_EQ(driver.search().request().width, 1 + std::min(left, 3));
+  }
+}
+
+// A request of the encoder's never holds a token that the step would refuse.
+void test_look_ahead_leaves_errors_to_the_step() {
+  fastmrc_test::context() = "look-ahead and wrong constraints";
+  const RandomScript script(1, 4, 0, false, -9);
+  BeamSearchOptions options = small_options();
+  options.look_ahead = 4;
+  for (const int32_t wrong : {0, 4}) {  // the end token, one beyond the vocabulary
+    const Tokens sequence = {1, 2, wrong, 3};
+    const int64_t offsets[] = {0, 4};
+    const auto trie = std::make_shared<Automaton>(fastmrc::build_trie(sequence.data(), offsets, 1));
+    Driver driver(options, {{{{0, {}, 1}}, trie}}, script);
+    driver.step();
+    CHECK_EQ(driver.search().request().width, 2);
+    driver.step();
+    CHECK_EQ(driver.search().request().width, 0);
+    CHECK_THROWS(driver.step(), std::invalid_argument, "constraint");
+  }
 }
 
 void check_hypothesis(const Outcome& outcome, size_t i, const Tokens& tokens, double probability,
@@ -831,6 +901,8 @@ void test_input_errors() {
 int main() {
   std::cout << "seed " << kSeed << std::endl;
   test_random_searches();
+  test_look_ahead_asks_for_what_must_follow();
+  test_look_ahead_leaves_errors_to_the_step();
   test_passages_without_answer_leave();
   test_original_rule();
   test_original_rule_at_step_0();

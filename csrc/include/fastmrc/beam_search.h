@@ -33,6 +33,9 @@ struct BeamSearchOptions {
   int32_t end_id = 0;
   int32_t vocabulary_size = 0;
   bool spans_only = true;  // answers are pieces of the surviving passages, unless constraints say
+  // Tokens that a request may ask for beyond a hypothesis, as long as its constraint leaves one
+  // continuation only: the steps that choose them need no call of the encoder.
+  int32_t look_ahead = 0;
 };
 
 // A hypothesis without its end token.
@@ -42,22 +45,24 @@ struct Hypothesis {
   bool finished = false;
 };
 
-// What the encoder is asked for before the next call of step.
+// What the encoder is asked for before the next call of step. The tokens of all hypotheses of a
+// question form a tree; each has a column of answer keys and is encoded once.
 struct StepRequest {
-  // Questions that go on, their live hypotheses, and the largest number of these.
+  // Questions that go on and their live hypotheses.
   std::vector<int32_t> questions;   // [active]
   std::vector<int32_t> hypotheses;  // [active]
+  // The tokens to encode, parents before children, at columns - width + (0, 1, ...); 0 where a
+  // question has fewer than `width`. A width of 0: all is encoded that the rows below need.
   int32_t width = 0;
-  // The newest token of each hypothesis; 0 where a question has fewer than `width`.
   std::vector<int32_t> tokens;  // [active, width]
-  // Every step appends `width` columns of answer keys, hypothesis k of this step at
-  // columns - width + k. A hypothesis attends to the columns of its own tokens.
+  std::vector<int32_t> depths;  // [active, width] answer tokens before each
+  // Columns so far and now. A token attends to the columns of its ancestors and to its own.
   int32_t columns = 0;
   std::vector<uint8_t> ancestors;  // [active, width, columns]
   // The rows of logits expected, in order question, surviving passage, hypothesis.
-  std::vector<int32_t> row_passage;     // [rows] index into all passages
-  std::vector<int32_t> row_question;    // [rows] index into `questions`
-  std::vector<int32_t> row_hypothesis;  // [rows]
+  std::vector<int32_t> row_passage;   // [rows] index into all passages
+  std::vector<int32_t> row_question;  // [rows] index into `questions`
+  std::vector<int32_t> row_column;    // [rows] column of the newest token of the hypothesis
 };
 
 class BeamSearch {
@@ -122,8 +127,12 @@ class BeamSearch {
   float normalized(float score, int32_t length) const;
   void go_on_with(Beam& beam, const std::vector<Candidate>& live);
   int32_t node_of(const Beam& beam, const Candidate& candidate);
+  int32_t add_node(int32_t token, int32_t parent);
   void close(Beam& beam);
   void prepare_request();
+  void list_rows();
+  void plan_tree(const Beam& beam, std::vector<int32_t>& fresh);
+  void list_tokens();
   bool last_step() const { return step_ + 1 == options_.max_tokens; }
   std::vector<int32_t> tokens_of(int32_t node) const;
 
@@ -138,8 +147,10 @@ class BeamSearch {
   std::vector<uint8_t> surviving_;
   std::vector<Beam> beams_;
   // All tokens ever appended, with their predecessors: hypotheses are read off backwards, so
-  // nothing is copied when the beam is reordered.
-  std::vector<int32_t> node_token_, node_parent_, node_column_;
+  // nothing is copied when the beam is reordered. A node without a column (-1) is not encoded;
+  // node_ahead_ is the node's only continuation if it was looked ahead to, else -1.
+  std::vector<int32_t> node_token_, node_parent_, node_column_, node_ahead_;
+  std::vector<std::vector<int32_t>> fresh_;  // per active question the nodes to encode
   StepRequest request_;
 
   // Inputs of beam_step, kept to avoid allocations.

@@ -168,6 +168,10 @@ class Reader(ABC):
             read in windows that share `stride` tokens, each voting as a passage.
         max_passage_tokens, max_question_tokens
             Limits in tokens; default 254 and 63.
+        look_ahead
+            Tokens that are encoded together with one that has a single continuation in the
+            passages; default 4. Changes the number of forward passes, not the answer; 0: one per
+            step. `fastmrc.reference` does not look ahead.
 
         Returns
         -------

@@ -58,7 +58,7 @@ class Seq2SeqReader(Reader):
         weights = [question.weights or [] for question in questions]
         constraints = [question.constraint for question in questions]
         return beam_search(
-            self._encoder.session(rows, options.max_answer_tokens - 1),
+            self._encoder.session(rows, options.max_answer_tokens - 1, options.beam_size),
             [[window.text.token_ids for window in question.windows] for question in questions],
             end_id=self._codec.sep_id,
             vocabulary_size=self._vocabulary_size,

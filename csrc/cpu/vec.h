@@ -196,24 +196,36 @@ inline Vec vfma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// exp(x) for x <= 0 to 3e-7 relative; below -87.3, where the result would be subnormal, 1.2e-38.
-// NaN stays NaN whatever its payload. 2^t = 2^n * 2^f: n the nearest integer, 2^f by a polynomial
-// of degree 5 fitted to least relative error on [-0.5, 0.5] (9e-8).
-inline Vec vexp(Vec x) {
-  constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLog2E = 1.44269504088896341f;
+
+// 2^t for t <= 64 to 2e-7 relative, 1 for 0; below -126 at most 2^-126, how much less depends on
+// the set. NaN stays NaN whatever its payload. 2^t = 2^n * 2^f, n the nearest integer: 2^f by a
+// polynomial of degree 5 fitted to least relative error on [-0.5, 0.5] with value 1 at 0.
+inline Vec vexp2(Vec t) {
+#if defined(__AVX512F__)
+  const Vec f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   // 1.5 * 2^23, adding which rounds to the nearest integer, and the bias of the exponent.
   constexpr float kMagic = 12582912.0f + 127.0f;
-  x = vmax(broadcast(-87.3f), x);
-  const Vec shifted = vfma(x, broadcast(kLog2E), broadcast(kMagic));
-  const Vec f = vfma(x, broadcast(kLog2E), kMagic - shifted);
-  Vec p = vfma(f, broadcast(1.326467958278954e-3f), broadcast(9.671502746641636e-3f));
-  p = vfma(p, f, broadcast(5.550733953714371e-2f));
-  p = vfma(p, f, broadcast(2.4022242426872253e-1f));
-  p = vfma(p, f, broadcast(6.931470036506653e-1f));
+  t = vmax(broadcast(-126.0f), t);
+  const Vec shifted = t + kMagic;
+  const Vec f = t - (shifted - kMagic);  // exact
+#endif
+  Vec p = vfma(f, broadcast(1.3274633365618637e-3f), broadcast(9.6719616795933085e-3f));
+  p = vfma(p, f, broadcast(5.5506783687203055e-2f));
+  p = vfma(p, f, broadcast(2.4022235322361932e-1f));
+  p = vfma(p, f, broadcast(6.9314706156025063e-1f));
   p = vfma(p, f, broadcast(1.0f));
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, t - f);
+#else
   // The low bits of `shifted` hold n + 127, the exponent of 2^n.
   return p * bit_cast<Vec>(bit_cast<UintVec>(shifted) << 23);
+#endif
 }
+
+// exp(x) for x <= 0, to 3e-6 relative where it is not below 2^-126.
+inline Vec vexp(Vec x) { return vexp2(x * kLog2E); }
 
 // log(x) for positive normal x: Cephes logf.
 inline Vec vlog(Vec x) {

@@ -71,9 +71,38 @@ def test_row_stats(benchmark: Any, threads: int, contender: str) -> None:
 
 @pytest.mark.parametrize("mode", ["extractive", "generative"])
 @pytest.mark.parametrize("contender", ["fastmrc", "reference"])
-def test_beam_step(benchmark: Any, threads: int, mode: Any, contender: str) -> None:
-    """A whole search of six steps on logits computed beforehand, softmax included; divide by six
-    for a step. The index of the engine and the n-gram sets of the reference are built inside."""
+def test_beam_step(benchmark: Any, threads: int, mode: str, contender: str) -> None:
+    """One step from logits, softmax included: the second token, after three different ones."""
+    logits = cases.standard_normal_rows()
+    scores = np.array([-1.0, -1.5, -2.0], dtype=np.float32)
+    fixed = {
+        "passages": cases.PASSAGES,
+        "hypotheses": cases.BEAM_SIZE,
+        "beam_size": cases.BEAM_SIZE,
+        "end_id": cases.END_ID,
+    }
+    passages = cases.passages()
+    indices = fastmrc.SpanIndex(passages), reference.SpanIndex([p.tolist() for p in passages])
+    first = [int(passage[0]) for passage in passages[: cases.BEAM_SIZE]]
+
+    def step(module: Any, index: Any) -> Any:
+        if mode == "generative":
+            return lambda: module.beam_step(logits, scores, **fixed)
+        states = index.advance([0] * cases.BEAM_SIZE, first)
+        return lambda: module.beam_step(logits, scores, constraint=index, states=states, **fixed)
+
+    engine, baseline = step(ops, indices[0]), step(reference, indices[1])
+    for got, expected in zip(engine()[1:], baseline()[1:], strict=True):
+        np.testing.assert_array_equal(got, expected)
+    function, rounds = (engine, 500) if contender == "fastmrc" else (baseline, 30)
+    run(benchmark, f"beam step, {mode}, {threads} threads", function, rounds)
+
+
+@pytest.mark.parametrize("mode", ["extractive", "generative"])
+@pytest.mark.parametrize("contender", ["fastmrc", "reference"])
+def test_search(benchmark: Any, threads: int, mode: Any, contender: str) -> None:
+    """A whole search of six steps on logits computed beforehand, softmax included. The index of the
+    engine and the n-gram sets of the reference are built inside."""
     passages = cases.passages()
     lists = [passage.tolist() for passage in passages]
     source = cases.RecordedLogits()
@@ -101,7 +130,7 @@ def test_beam_step(benchmark: Any, threads: int, mode: Any, contender: str) -> N
     got, expected = engine(), baseline()
     assert [h.token_ids for h in got.hypotheses] == [h.token_ids for h in expected.hypotheses]
     function, rounds = (engine, 200) if contender == "fastmrc" else (baseline, 10)
-    run(benchmark, f"six beam steps, {mode}, {threads} threads", function, rounds)
+    run(benchmark, f"search of six steps, {mode}, {threads} threads", function, rounds)
 
 
 @pytest.mark.parametrize("contender", ["fastmrc", "reference"])

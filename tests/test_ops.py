@@ -247,7 +247,7 @@ def test_a_vector_is_one_row(function: str) -> None:
 
 
 class OnCuda:
-    """A tensor that says it is on a GPU; exporting it would be the mistake."""
+    """A tensor that says it is on a GPU and cannot be exported from there."""
 
     ndim = 2
 

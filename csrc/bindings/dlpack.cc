@@ -46,30 +46,27 @@ std::string type_name(py::handle object) {
   return py::cast<std::string>(py::type::of(object).attr("__name__"));
 }
 
-// A tensor that requires gradients refuses to be exported; its data is all that is read here.
-py::object without_gradient(py::handle object) {
-  const py::object requires_grad = py::getattr(object, "requires_grad", py::none());
-  if (py::isinstance<py::bool_>(requires_grad) && requires_grad.cast<bool>()) {
-    return object.attr("detach")();
-  }
-  return py::reinterpret_borrow<py::object>(object);
-}
-
 // Version 1 is asked for because only it can say "read-only"; older producers know no versions.
-py::object export_capsule(const py::object& object, const std::string& name) {
+py::object call_dlpack(const py::object& object) {
   try {
-    try {
-      return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
-    } catch (const py::error_already_set& error) {
-      if (!error.matches(PyExc_TypeError)) throw;
-    }
-    return object.attr("__dlpack__")();
+    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
   } catch (const py::error_already_set& error) {
-    throw py::type_error(name + ": expected a tensor that DLPack can export, got " +
-                         type_name(object) + " (" + std::string(py::str(error.value())) + ")");
+    if (!error.matches(PyExc_TypeError)) throw;
   }
+  return object.attr("__dlpack__")();
 }
 
+// A tensor that requires gradients refuses to be exported; its data is all that is read here.
+bool requires_grad(const py::object& object) {
+  const py::object flag = py::getattr(object, "requires_grad", py::none());
+  return py::isinstance<py::bool_>(flag) && flag.cast<bool>();
+}
+
+std::string device_name(int type, int id) {
+  return type == 2 ? "cuda:" + std::to_string(id) : "DLPack type " + std::to_string(type);
+}
+
+// Why the object cannot be exported, if it is for its device.
 void check_device(const py::object& object, const std::string& name) {
   std::pair<int, int> device;
   try {
@@ -79,9 +76,19 @@ void check_device(const py::object& object, const std::string& name) {
                           std::string(py::str(error.value())) + ")");
   }
   if (device.first != kDLCPU) {
-    const std::string kind = device.first == 2 ? "cuda:" + std::to_string(device.second)
-                                               : "DLPack type " + std::to_string(device.first);
-    throw py::value_error(name + ": expected a tensor on the CPU, got device " + kind);
+    throw py::value_error(name + ": expected a tensor on the CPU, got device " +
+                          device_name(device.first, device.second));
+  }
+}
+
+py::object export_capsule(const py::object& object, const std::string& name) {
+  try {
+    return call_dlpack(object);
+  } catch (const py::error_already_set& error) {
+    if (requires_grad(object)) return export_capsule(object.attr("detach")(), name);
+    check_device(object, name);
+    throw py::type_error(name + ": expected a tensor that DLPack can export, got " +
+                         type_name(object) + " (" + std::string(py::str(error.value())) + ")");
   }
 }
 
@@ -108,15 +115,19 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 }  // namespace
 
 Tensor::Tensor(py::handle object, const char* name) : name_(name) {
-  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+  if (!py::hasattr(object, "__dlpack__")) {
     throw py::type_error(name_ +
                          ": expected a NumPy array, torch tensor or other DLPack object, "
                          "got " +
                          type_name(object));
   }
-  check_device(py::reinterpret_borrow<py::object>(object), name_);
-  capsule_ = export_capsule(without_gradient(object), name_);
+  // All is tried first and explained after: the door is passed for every tensor of every call.
+  capsule_ = export_capsule(py::reinterpret_borrow<py::object>(object), name_);
   const DLTensor& tensor = tensor_of(capsule_, name_);
+  if (tensor.device.device_type != kDLCPU) {
+    throw py::value_error(name_ + ": expected a tensor on the CPU, got device " +
+                          device_name(tensor.device.device_type, tensor.device.device_id));
+  }
   if (tensor.dtype.lanes != 1) throw py::type_error(name_ + ": expected scalar elements");
   data_ = static_cast<const unsigned char*>(tensor.data) + tensor.byte_offset;
   code_ = tensor.dtype.code;

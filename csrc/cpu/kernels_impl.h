@@ -76,16 +76,12 @@ inline void prefetch_group(const T* p, int64_t ahead) {
   for (size_t i = 0; i < kGroupLanes * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
 }
 
-// Sum of 2^(x log2(e) - shift), or where x is far from zero of 2^((x - shift) log2(e)).
-template <bool kFar, typename T>
+template <typename T>
 double sum_exp(const T* row, int64_t begin, int64_t end, float shift) {
   Vec lanes[kGroup] = {};
   for_each_group(row, begin, end, [&](const T* p, int64_t i) {
     prefetch_group(row + i, kChunk);
-    for (int j = 0; j < kGroup; ++j) {
-      const Vec x = load(p + j * kWidth);
-      lanes[j] += kFar ? vexp(x - shift) : vexp2(vfma(x, broadcast(kLog2E), broadcast(-shift)));
-    }
+    for (int j = 0; j < kGroup; ++j) lanes[j] += vexp(load(p + j * kWidth) - shift);
   });
   return reduce_sum(lanes);
 }
@@ -123,51 +119,24 @@ bool holds_nan(const T* row, int64_t n) {
   return unordered != 0;
 }
 
-// What the exponentials of a row are relative to.
-struct Scale {
-  // Up to here one multiply-add both scales a logit and subtracts the maximum, to a float32 ulp.
-  static constexpr float kNear = 0x1p21f;
-
-  explicit Scale(float max)
-      : exact(static_cast<double>(max) * static_cast<double>(kLog2E)),
-        far(max > kNear || max < -kNear),
-        shift(far ? max : static_cast<float>(exact)) {
-    // Not above the maximum, so that the exponential of the maximum is not below one.
-    if (!far && static_cast<double>(shift) > exact) shift = std::nextafter(shift, -kInf);
-  }
-
-  // The exponent of two that was subtracted, and by how much it differs from that of the maximum.
-  double exponent() const { return far ? exact : static_cast<double>(shift); }
-  double residue() const { return exponent() - exact; }
-
-  double exact;
-  bool far;
-  float shift;
-};
-
 // Reads the row once from memory: chunk by chunk the maximum, then the sum of exponentials while
 // the chunk is still in the cache (online softmax, Milakov and Gimelshein 2018).
 template <typename T>
 RowStats row_stats_of(const T* row, int64_t n) {
-  constexpr double kLn2 = 0.693147180559945309;
   float max = -kInf;
-  Scale scale(0.0f);
   double sum = 0;
   int64_t best_chunk = 0;
   for (int64_t begin = 0; begin < n; begin += kChunk) {
     const int64_t end = begin + kChunk < n ? begin + kChunk : n;
     const float chunk_max = max_of(row, begin, end);
     if (chunk_max > max) {
+      sum *= std::exp(static_cast<double>(max) - static_cast<double>(chunk_max));
       max = chunk_max;
       best_chunk = begin;
-      const double before = scale.exponent();
-      scale = Scale(max);
-      if (sum > 0) sum *= std::exp2(before - scale.exponent());
     }
     // A NaN never wins a maximum but always reaches the sum.
     if (max > -kInf && max < kInf) {
-      sum += scale.far ? sum_exp<true>(row, begin, end, scale.shift)
-                       : sum_exp<false>(row, begin, end, scale.shift);
+      sum += sum_exp(row, begin, end, max);
     } else if (holds_nan(row + begin, end - begin)) {
       sum = std::numeric_limits<double>::quiet_NaN();
     }
@@ -181,7 +150,7 @@ RowStats row_stats_of(const T* row, int64_t n) {
     return stats;
   }
   if (max == -kInf) return stats;
-  if (max < kInf) stats.logsumexp += std::log(sum) + kLn2 * scale.residue();
+  if (max < kInf) stats.logsumexp += std::log(sum);
   for (int64_t i = best_chunk; stats.argmax < 0; i += kGroupLanes) {
     int32_t ids[kGroupLanes];
     const int64_t end = i + kGroupLanes < n ? i + kGroupLanes : n;

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Automaton", "SpanIndex", "Trie", "flatten_sequences", "int_vector", "native_automata"]
 
-_INT32_MAX = 2**31 - 1
-
 
 def int_vector(name: str, values: ArrayLike) -> NDArray[np.int32]:
     """Convert integers to a contiguous int32 vector, or say what is wrong with them.
@@ -36,9 +34,10 @@ def int_vector(name: str, values: ArrayLike) -> NDArray[np.int32]:
     if array.ndim != 1:
         raise ValueError(f"{name}: expected 1 dimension, got {array.ndim}")
     if array.dtype != np.int32:
-        if array.min() < -_INT32_MAX - 1 or array.max() > _INT32_MAX:
+        narrow = array.astype(np.int32)
+        if (narrow != array).any():
             raise ValueError(f"{name}: expected values that fit 32 bits")
-        array = array.astype(np.int32)
+        array = narrow
     return np.ascontiguousarray(array)
 
 

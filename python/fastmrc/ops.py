@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,13 +181,13 @@ def beam_step(
 
 def _counts(passages: int | ArrayLike, hypotheses: int | ArrayLike, scores: int) -> Any:
     """Return passages and hypotheses per question; two plain numbers: the scores tell how many."""
-    given = [np.asarray(passages), np.asarray(hypotheses)]
-    questions = max((len(counts) for counts in given if counts.ndim == 1), default=-1)
-    if questions < 0:
-        questions = scores // max(1, int(given[1]))
+    if isinstance(passages, Integral) and isinstance(hypotheses, Integral):
+        questions = scores // max(1, int(hypotheses))
+    else:
+        questions = next(np.size(x) for x in (passages, hypotheses) if not isinstance(x, Integral))
     return [
-        int_vector(name, np.full(questions, counts) if counts.ndim == 0 else counts)
-        for name, counts in zip(("passages", "hypotheses"), given, strict=True)
+        int_vector(name, [counts] * questions if isinstance(counts, Integral) else counts)
+        for name, counts in (("passages", passages), ("hypotheses", hypotheses))
     ]
 
 

@@ -215,25 +215,41 @@ const float* Tensor::float32_vector(int64_t* size) const {
   return static_cast<const float*>(data_);
 }
 
-std::vector<int32_t> int32_values(py::handle object, const char* name) {
+namespace {
+
+// What the Python layer itself makes needs no protocol: it hands over contiguous NumPy vectors.
+template <typename T>
+bool copy_numpy(py::handle object, std::vector<T>& values) {
+  if (!py::isinstance<py::array_t<T, py::array::c_style>>(object)) return false;
+  const auto array = py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(object);
+  if (array.ndim() != 1) return false;
+  values.assign(array.data(), array.data() + array.size());
+  return true;
+}
+
+template <typename T>
+std::vector<T> values_of(py::handle object, const char* name,
+                         const T* (Tensor::*vector)(int64_t*) const) {
+  std::vector<T> values;
+  if (copy_numpy(object, values)) return values;
   const Tensor tensor(object, name);
   int64_t size = 0;
-  const int32_t* data = tensor.int32_vector(&size);
+  const T* data = (tensor.*vector)(&size);
   return {data, data + size};
+}
+
+}  // namespace
+
+std::vector<int32_t> int32_values(py::handle object, const char* name) {
+  return values_of(object, name, &Tensor::int32_vector);
 }
 
 std::vector<int64_t> int64_values(py::handle object, const char* name) {
-  const Tensor tensor(object, name);
-  int64_t size = 0;
-  const int64_t* data = tensor.int64_vector(&size);
-  return {data, data + size};
+  return values_of(object, name, &Tensor::int64_vector);
 }
 
 std::vector<float> float32_values(py::handle object, const char* name) {
-  const Tensor tensor(object, name);
-  int64_t size = 0;
-  const float* data = tensor.float32_vector(&size);
-  return {data, data + size};
+  return values_of(object, name, &Tensor::float32_vector);
 }
 
 }  // namespace fastmrc::bindings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["beam_step", "log_softmax_topk", "row_stats", "topk"]
+
+_INTEGER = (int, np.integer)
 
 
 def _like(x: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -179,16 +180,23 @@ def beam_step(
     return result[0], result[1], result[2]
 
 
-def _counts(passages: int | ArrayLike, hypotheses: int | ArrayLike, scores: int) -> Any:
+def _counts(passages: Any, hypotheses: Any, scores: int) -> tuple[Any, Any]:
     """Return passages and hypotheses per question; two plain numbers: the scores tell how many."""
-    if isinstance(passages, Integral) and isinstance(hypotheses, Integral):
-        questions = scores // max(1, int(hypotheses))
-    else:
-        questions = next(np.size(x) for x in (passages, hypotheses) if not isinstance(x, Integral))
-    return [
-        int_vector(name, [counts] * questions if isinstance(counts, Integral) else counts)
-        for name, counts in (("passages", passages), ("hypotheses", hypotheses))
-    ]
+    given = {"passages": passages, "hypotheses": hypotheses}
+    vectors = {
+        name: int_vector(name, counts)
+        for name, counts in given.items()
+        if not isinstance(counts, _INTEGER)
+    }
+    questions = max(map(len, vectors.values()), default=-1)
+    if questions < 0:
+        questions = scores // max(1, hypotheses)
+    for name, count in given.items():
+        if name not in vectors:
+            if not 0 <= count < 2**31:
+                raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {count}")
+            vectors[name] = np.full(questions, count, dtype=np.int32)
+    return vectors["passages"], vectors["hypotheses"]
 
 
 def _float_vector(name: str, values: ArrayLike) -> Any:

@@ -76,12 +76,31 @@ inline void prefetch_group(const T* p, int64_t ahead) {
   for (size_t i = 0; i < kGroupLanes * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
 }
 
+// Sum of exp(x - max). One multiply-add both scales x and subtracts the maximum; by how much the
+// product of the maximum was rounded is divided out again, so that a row of one certain token has
+// the sum one.
 template <typename T>
-double sum_exp(const T* row, int64_t begin, int64_t end, float shift) {
+double sum_exp(const T* row, int64_t begin, int64_t end, float max) {
+  const Vec shift = broadcast(-(max * kLog2E));
   Vec lanes[kGroup] = {};
   for_each_group(row, begin, end, [&](const T* p, int64_t i) {
     prefetch_group(row + i, kChunk);
-    for (int j = 0; j < kGroup; ++j) lanes[j] += vexp(load(p + j * kWidth) - shift);
+    for (int j = 0; j < kGroup; ++j) {
+      lanes[j] += vexp2(vfma(load(p + j * kWidth), broadcast(kLog2E), shift));
+    }
+  });
+  const Vec unit = vexp2(vfma(broadcast(max), broadcast(kLog2E), shift));
+  return reduce_sum(lanes) / static_cast<double>(unit[0]);
+}
+
+// The same for any finite maximum: beyond kNear the rounding of its product is no longer small.
+constexpr float kNear = 0x1p21f;
+
+template <typename T>
+double sum_exp_far(const T* row, int64_t begin, int64_t end, float max) {
+  Vec lanes[kGroup] = {};
+  for_each_group(row, begin, end, [&](const T* p, int64_t) {
+    for (int j = 0; j < kGroup; ++j) lanes[j] += vexp(load(p + j * kWidth) - max);
   });
   return reduce_sum(lanes);
 }
@@ -136,7 +155,8 @@ RowStats row_stats_of(const T* row, int64_t n) {
     }
     // A NaN never wins a maximum but always reaches the sum.
     if (max > -kInf && max < kInf) {
-      sum += sum_exp(row, begin, end, max);
+      sum += max > -kNear && max < kNear ? sum_exp(row, begin, end, max)
+                                         : sum_exp_far(row, begin, end, max);
     } else if (holds_nan(row + begin, end - begin)) {
       sum = std::numeric_limits<double>::quiet_NaN();
     }

@@ -51,6 +51,7 @@ class Compared:
         self._seen: dict[tuple[int, int], NDArray[np.intp]] = {}  # by question and column
         self.cached_rows: list[int] = []
         self.widths: list[int] = []
+        self.computed_ahead: list[bool] = []
         self.largest = 0.0
 
     def prefill(self) -> Any:
@@ -62,6 +63,7 @@ class Compared:
         logits = self.session.step(request)
         self.cached_rows.append(self.session._cache.rows)
         self.widths.append(request.width)
+        self.computed_ahead.append(self.session._ahead is not None)
         questions = request.questions.tolist()
         for k in range(request.width):
             column = np.zeros(99, np.int32)
@@ -200,8 +202,13 @@ def test_the_beam_may_grow(tiny_bert_dir: Path) -> None:
     assert len(batch.results[0].hypotheses) == 6
 
 
-def test_look_ahead_saves_calls_and_changes_nothing(tiny_bert_dir: Path) -> None:
-    """Tokens encoded before they are chosen have the logits that they would have had later."""
+@pytest.mark.parametrize("limit", [0, encoder._LOGITS_AHEAD])
+def test_look_ahead_saves_calls_and_changes_nothing(
+    tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Tokens encoded before they are chosen have the logits that they would have had later, be
+    these computed at once or, above a limit, when they are asked for."""
+    monkeypatch.setattr(encoder, "_LOGITS_AHEAD", limit)
     model = load_masked_lm(tiny_bert_dir).model
     lengths = [[30, 12, 17], [25], [9, 9]]
     found = {}
@@ -211,6 +218,7 @@ def test_look_ahead_saves_calls_and_changes_nothing(tiny_bert_dir: Path) -> None
         )
         assert source.largest < TOLERANCE[torch.float32]
         calls = sum(width > 0 for width in source.widths)
+        assert any(source.computed_ahead) == (look_ahead > 0 and limit > 0)
         found[look_ahead] = calls, [[h.token_ids for h in r.hypotheses] for r in results]
     assert found[0][1] == found[1][1] == found[4][1]
     assert found[0][0] > found[1][0] > found[4][0]

@@ -323,11 +323,13 @@ def test_nan_is_found_anywhere(width: int, dtype: str, fill: float) -> None:
                 function(cast(rows, dtype))
 
 
-@pytest.mark.parametrize("name", ["log_softmax_topk", "row_stats", "beam_step"])
-def test_plus_infinity_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "argument"), [("log_softmax_topk", "x"), ("row_stats", "x"), ("beam_step", "logits")]
+)
+def test_plus_infinity_is_refused(name: str, argument: str) -> None:
     rows = ROWS.copy()
     rows[1, 4] = np.inf
-    with pytest.raises(ValueError, match="infinity, got inf in row 1"):
+    with pytest.raises(ValueError, match=f"^{argument}: .*infinity, got inf in row 1"):
         KERNELS[name](rows)
 
 

@@ -36,7 +36,7 @@ py::tuple bind_row_stats(py::handle x) {
   std::vector<RowStats> stats(static_cast<size_t>(rows.rows));
   {
     const py::gil_scoped_release release;
-    row_stats(rows, stats.data());
+    row_stats(rows, stats.data(), "x");
   }
   py::array_t<float> max(rows.rows);
   py::array_t<int32_t> argmax(rows.rows);

@@ -126,7 +126,7 @@ void topk(const Rows& rows, int64_t k, float* values, int32_t* ids) {
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids) {
   topk(rows, k, log_probs, ids);
   std::vector<RowStats> stats(static_cast<size_t>(rows.rows));
-  row_stats(rows, stats.data());
+  row_stats(rows, stats.data(), "x");
   for (int64_t i = 0; i < rows.rows; ++i) {
     for (int64_t j = 0; j < k && ids[i * k + j] >= 0; ++j) {
       float& value = log_probs[i * k + j];

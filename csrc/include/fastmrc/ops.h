@@ -13,8 +13,9 @@
 namespace fastmrc {
 
 // Maximum, first argmax and log-sum-exp of each row, in one read of the logits.
-// stats: [rows.rows]. Throws std::invalid_argument naming the first row with a NaN or +inf.
-void row_stats(const Rows& rows, RowStats* stats);
+// stats: [rows.rows]. Throws std::invalid_argument naming the argument and its first row with a NaN
+// or +inf.
+void row_stats(const Rows& rows, RowStats* stats, const char* name = "logits");
 
 // The k largest entries of each row, falling, equal values by rising id; values and ids:
 // [rows.rows, k]. Entries of -inf do not count: what is missing is padded with -inf and -1.

@@ -3,7 +3,8 @@
     python -m benchmarks.equivalence --data questions.jsonl -n 300 --oracle oracle.jsonl
 
 Every question is read with each beam size and mode. A different answer counts as a mismatch when
-the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The
+the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The same
+tokens with another score, text or citation are a mismatch, too. The
 reference's log-probabilities are kept per question, since beams of different size ask for the same
 prefixes; this changes its speed, not its answers. Its answers are kept in the file ``--oracle``:
 an interrupted run goes on from there, and another build of the engine is compared without
@@ -13,7 +14,9 @@ computing them again. Nothing is timed here.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +30,7 @@ from tqdm import tqdm
 import fastmrc
 from fastmrc import reference
 from fastmrc.data import read_questions
+from fastmrc.pretrained import packaged_model_path
 from fastmrc.types import Answer, Candidate, Span
 
 MARGIN = 1e-5
@@ -53,7 +57,7 @@ def main() -> int:
                 continue
             entry = {"question": question, **options, "got": got.text, "want": expected.text}
             margin = abs(_oracle_score(expected, got) - expected.score)
-            if margin > MARGIN:
+            if margin > MARGIN or got.token_ids == expected.token_ids:
                 mismatches += 1
                 print("mismatch", json.dumps(entry, ensure_ascii=False), file=sys.stderr)
             else:
@@ -120,17 +124,20 @@ def _oracle_answers(
 ) -> Iterator[list[Answer]]:
     """Yield the reference's answers to each case, one per setting; from the file as far as it
     goes, then computed and appended to it."""
+    model = _weights_digest(arguments.model)
     known = []
     if arguments.oracle is not None and arguments.oracle.exists():
-        # A last line without its end was being written when the run was stopped.
-        lines = arguments.oracle.read_text(encoding="utf-8").split("\n")[:-1]
-        known = [json.loads(line) for line in lines][: len(cases)]
-        arguments.oracle.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        content = arguments.oracle.read_bytes()
+        # What follows the last line end was being written when the run was stopped.
+        end = content.rfind(b"\n") + 1
+        os.truncate(arguments.oracle, end)
+        known = [json.loads(line) for line in content[:end].splitlines()][: len(cases)]
     for (question, passages), entry in tqdm(
         zip(cases, known, strict=False), total=len(cases), desc="known answers"
     ):
-        if entry["case"] != [question, passages] or entry["settings"] != settings:
-            raise SystemExit(f"--oracle: {arguments.oracle} holds other questions or settings")
+        expected = {"model": model, "case": [question, passages], "settings": settings}
+        if any(entry[key] != value for key, value in expected.items()):
+            raise SystemExit(f"--oracle: {arguments.oracle} is of another model, data or settings")
         yield [_read_answer(answer) for answer in entry["answers"]]
     if len(known) == len(cases):
         return
@@ -140,10 +147,26 @@ def _oracle_answers(
         memory.clear()
         answers = [oracle.answer(*case, **options) for options in settings]
         if arguments.oracle is not None:
-            entry = {"case": case, "settings": settings, "answers": [asdict(a) for a in answers]}
+            entry = {
+                "model": model,
+                "case": case,
+                "settings": settings,
+                "answers": [asdict(a) for a in answers],
+            }
             with open(arguments.oracle, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         yield answers
+
+
+def _weights_digest(model: str | None) -> str:
+    """Return a digest of the weights, or the name of a model that is no directory."""
+    directory = packaged_model_path() if model is None else Path(model)
+    if not directory.is_dir():
+        return str(model)
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read_answer(entry: dict[str, Any]) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -270,6 +271,35 @@ class BadProtocol:
         return 3
 
 
+class ExportsFromCuda:
+    """Hands out a DLPack tensor that says it is on a GPU, as a CUDA tensor would."""
+
+    ndim = 2
+
+    def __dlpack__(self, **_: Any) -> Any:
+        class Tensor(ctypes.Structure):
+            _fields_ = (
+                ("data", ctypes.c_void_p),
+                ("device_type", ctypes.c_int32),
+                ("device_id", ctypes.c_int32),
+                ("ndim", ctypes.c_int32),
+                ("dtype", ctypes.c_uint8 * 4),
+                ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("strides", ctypes.POINTER(ctypes.c_int64)),
+                ("byte_offset", ctypes.c_uint64),
+                ("manager_ctx", ctypes.c_void_p),
+                ("deleter", ctypes.c_void_p),
+            )
+
+        self.shape = (ctypes.c_int64 * 2)(2, 3)
+        dtype = (ctypes.c_uint8 * 4)(2, 32, 1, 0)  # float32, one lane
+        self.tensor = Tensor(None, 2, 1, 2, dtype, self.shape, None, 0, None, None)
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
 BAD_ARRAYS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("list", lambda: ROWS.tolist(), TypeError, "expected a NumPy array.*got list"),
     ("none", lambda: None, TypeError, "expected a NumPy array.*got NoneType"),
@@ -290,6 +320,7 @@ BAD_ARRAYS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("torch meta", lambda: torch.empty(2, 3, device="meta"), ValueError, "CPU"),
     ("torch sparse", lambda: torch.eye(2).to_sparse(), TypeError, "DLPack"),
     ("cuda", OnCuda, ValueError, "on the CPU, got device cuda:0"),
+    ("exported from cuda", ExportsFromCuda, ValueError, "on the CPU, got device cuda:1"),
     ("bad protocol", BadProtocol, TypeError, "capsule"),
     ("NaN", lambda: np.where(ROWS[1, 7] == ROWS, np.nan, ROWS), ValueError, "NaN.*row 1"),
 ]
@@ -405,11 +436,28 @@ def test_beam_step_refuses(changes: dict[str, Any], message: str) -> None:
         ops.beam_step(ROWS, **arguments)
 
 
+@pytest.mark.parametrize("name", ["passages", "hypotheses"])
+@pytest.mark.parametrize("value", [True, 1.5, "1", np.float32(1)])
+def test_counts_are_integers(name: str, value: Any) -> None:
+    arguments = _step_arguments() | {"scores": [0.0]} | {name: value}
+    with pytest.raises(TypeError, match=f"{name}: expected an integer"):
+        ops.beam_step(ROWS, **arguments)
+
+
+@pytest.mark.parametrize("integer", [int, np.uint8, np.int64, np.array, torch.tensor])
+def test_counts_of_any_integer_type(integer: Callable[[int], Any]) -> None:
+    hypotheses = 100
+    rows = np.repeat(ROWS[:1], 3 * hypotheses, axis=0)
+    counts = {"passages": integer(1), "hypotheses": integer(hypotheses)}
+    _, tokens, _ = ops.beam_step(rows, np.zeros(300, np.float32), beam_size=2, end_id=0, **counts)
+    assert tokens.shape == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"scores": ["a"]}, "scores: expected numbers"),
-        ({"passages": 1.5}, "passages: expected integers"),
+        ({"passages": 1.5}, "passages: expected an integer"),
         ({"hypotheses": [True]}, "hypotheses: expected integers"),
         ({"states": [0.0]}, "states: expected integers"),
         ({"constraint": reference.Trie([[1]])}, "constraint: expected a fastmrc.SpanIndex or Trie"),

@@ -68,6 +68,7 @@ std::string device_name(int type, int id) {
 
 // Why the object cannot be exported, if it is for its device.
 void check_device(const py::object& object, const std::string& name) {
+  if (!py::hasattr(object, "__dlpack_device__")) return;
   std::pair<int, int> device;
   try {
     device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
@@ -83,9 +84,13 @@ void check_device(const py::object& object, const std::string& name) {
 
 py::object export_capsule(const py::object& object, const std::string& name) {
   try {
-    return call_dlpack(object);
+    try {
+      return call_dlpack(object);
+    } catch (const py::error_already_set&) {
+      if (!requires_grad(object)) throw;
+    }
+    return call_dlpack(object.attr("detach")());
   } catch (const py::error_already_set& error) {
-    if (requires_grad(object)) return export_capsule(object.attr("detach")(), name);
     check_device(object, name);
     throw py::type_error(name + ": expected a tensor that DLPack can export, got " +
                          type_name(object) + " (" + std::string(py::str(error.value())) + ")");

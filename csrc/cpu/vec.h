@@ -198,15 +198,17 @@ inline Vec vfma(Vec a, Vec b, Vec c) {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// 2^t for t <= 64 to 2e-7 relative, 1 for 0; below -126 at most 2^-126, how much less depends on
-// the set. NaN stays NaN whatever its payload. 2^t = 2^n * 2^f, n the nearest integer: 2^f by a
-// polynomial of degree 5 fitted to least relative error on [-0.5, 0.5] with value 1 at 0 (8e-8).
+// 2^t for t <= 64 to 2e-7 relative, 1 for 0. Below -126 the result is at most 2^-126, and how much
+// less is the one thing here that depends on the set: sums are taken relative to a term of about
+// one and votes get kEps added, so it is lost in rounding. NaN stays NaN whatever its payload. 2^t
+// = 2^n * 2^f, n the nearest integer: 2^f by a polynomial of degree 5 fitted to least relative
+// error on [-0.5, 0.5] with value 1 at 0 (8e-8).
 inline Vec vexp2(Vec t) {
 #if defined(__AVX512F__)
   const Vec f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  // 1.5 * 2^23, adding which rounds to the nearest integer, and the bias of the exponent.
-  constexpr float kMagic = 12582912.0f + 127.0f;
+  // 1.5 * 2^23, adding which rounds to the nearest integer, as above to an even one if two are.
+  constexpr float kMagic = 12582912.0f;
   t = vmax(broadcast(-126.0f), t);
   const Vec shifted = t + kMagic;
   const Vec f = t - (shifted - kMagic);  // exact
@@ -219,8 +221,8 @@ inline Vec vexp2(Vec t) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, t - f);
 #else
-  // The low bits of `shifted` hold n + 127, the exponent of 2^n.
-  return p * bit_cast<Vec>(bit_cast<UintVec>(shifted) << 23);
+  // The low bits of `shifted` hold n; 127 is the bias of the exponent.
+  return p * bit_cast<Vec>((bit_cast<UintVec>(shifted) + 127u) << 23);
 #endif
 }
 

@@ -364,7 +364,6 @@ void BeamSearch::prepare_request() {
   for (size_t a = 0; a < fresh_.size(); ++a) {
     fresh_[a].clear();
     if (encoded) continue;
-    // The encoder is called anyway, so questions that could wait for it look further ahead, too.
     plan_tree(beams_[static_cast<size_t>(request.questions[a])], fresh_[a]);
     request.width = std::max(request.width, static_cast<int32_t>(fresh_[a].size()));
   }
@@ -373,9 +372,12 @@ void BeamSearch::prepare_request() {
 }
 
 // Appends the nodes of a question that are not encoded: its live hypotheses and, where their
-// constraint leaves no choice, what must follow.
+// constraint leaves one continuation besides the end token, that and what follows it. Not for
+// several questions: one of them would ask for a call all the same, and the others would be padded
+// to it.
 void BeamSearch::plan_tree(const Beam& beam, std::vector<int32_t>& fresh) {
-  const int32_t most = std::min(options_.look_ahead, options_.max_tokens - 1 - step_);
+  const bool alone = request_.questions.size() == 1;
+  const int32_t most = alone ? std::min(options_.look_ahead, options_.max_tokens - 1 - step_) : 0;
   for (size_t k = 0; k < beam.nodes.size(); ++k) {
     int32_t node = beam.nodes[k];
     int32_t state = beam.states[k];

@@ -358,9 +358,13 @@ class EncoderSession:
         return self._encoder.logits(self._cache.hidden(rows, columns))
 
     def _logits_ahead(self, request: _C.StepRequest) -> tuple[int, torch.Tensor] | None:
-        """Compute the logits of all new tokens together, if some are for later steps."""
+        """Compute the logits of all new tokens together, if some are for later steps.
+
+        Only one question is looked ahead for, so no token is padding.
+        """
         rows, width = self._cache.rows, request.width
-        if width == request.hypotheses.max():
+        all_new = request.row_column.min() >= request.columns - width
+        if len(request.questions) > 1 or not all_new or width == request.hypotheses[0]:
             return None
         if rows * width * self._encoder.vocabulary_size > _LOGITS_AHEAD:
             return None
@@ -417,6 +421,8 @@ class EncoderSession:
     ) -> None:
         """Encode answer tokens [rows, queries] that see answer columns [rows, queries, columns]."""
         cache, device = self._cache, self._encoder.device
+        if cache.used == 0:
+            raise RuntimeError("append: expected prefill before")
         positions = self._lengths[:, None] + depths
         sees_input = np.arange(cache.prefix)[None, :] < self._lengths[:, None]
         sees_input = np.repeat(sees_input[:, None, :], tokens.shape[1], axis=1)

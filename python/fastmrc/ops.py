@@ -7,6 +7,7 @@ accepted. ``fastmrc.reference`` holds the same functions in plain NumPy.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["beam_step", "log_softmax_topk", "row_stats", "topk"]
-
-_INTEGER = (int, np.integer)
 
 
 def _like(x: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -184,19 +183,27 @@ def _counts(passages: Any, hypotheses: Any, scores: int) -> tuple[Any, Any]:
     """Return passages and hypotheses per question; two plain numbers: the scores tell how many."""
     given = {"passages": passages, "hypotheses": hypotheses}
     vectors = {
-        name: int_vector(name, counts)
-        for name, counts in given.items()
-        if not isinstance(counts, _INTEGER)
+        name: int_vector(name, counts) for name, counts in given.items() if np.ndim(counts) != 0
     }
     questions = max(map(len, vectors.values()), default=-1)
     if questions < 0:
-        questions = scores // max(1, hypotheses)
-    for name, count in given.items():
+        questions = scores // max(1, _integer("hypotheses", hypotheses))
+    for name, counts in given.items():
         if name not in vectors:
+            count = _integer(name, counts)
             if not 0 <= count < 2**31:
                 raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {count}")
             vectors[name] = np.full(questions, count, dtype=np.int32)
     return vectors["passages"], vectors["hypotheses"]
+
+
+def _integer(name: str, value: Any) -> int:
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected an integer or one per question, got {value!r}")
 
 
 def _float_vector(name: str, values: ArrayLike) -> Any:

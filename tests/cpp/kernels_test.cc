@@ -257,6 +257,27 @@ void test_rows() {
   }
 }
 
+// Logits whose exponent of two lies halfway between two integers must be rounded alike on all sets.
+void test_exponents_between_integers() {
+  const double log2e = static_cast<double>(1.44269504088896341f);
+  int64_t found = 0;
+  for (int n = 0; n < 100; ++n) {
+    const double half = -n - 0.5;
+    float x = static_cast<float>(half / log2e);
+    for (int i = 0; i < 8; ++i) x = std::nextafter(x, 0.0f);
+    for (int i = 0; i < 16; ++i, x = std::nextafter(x, -kInf)) {
+      if (static_cast<double>(static_cast<float>(static_cast<double>(x) * log2e)) != half) continue;
+      ++found;
+      fastmrc_test::context() = "exponent " + std::to_string(half);
+      Matrix row(DType::kFloat32, 1, 3);
+      row.fill(x);
+      row.set(0, 1, 0.0f);
+      check_stats(row);
+    }
+  }
+  CHECK(found > 50);
+}
+
 // Payloads that sums of exponents and signs could turn into numbers.
 std::vector<float> nans() {
   std::vector<float> all;
@@ -431,6 +452,7 @@ int main() {
   test_load_one();
   test_vector_loads();
   test_rows();
+  test_exponents_between_integers();
   test_nan_at_each_place();
   test_nan_in_long_rows();
   test_approximate_votes();

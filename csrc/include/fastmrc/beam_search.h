@@ -33,8 +33,9 @@ struct BeamSearchOptions {
   int32_t end_id = 0;
   int32_t vocabulary_size = 0;
   bool spans_only = true;  // answers are pieces of the surviving passages, unless constraints say
-  // Tokens that a request may ask for beyond a hypothesis, as long as its constraint leaves one
-  // continuation only: the steps that choose them need no call of the encoder.
+  // Tokens that a request may ask for beyond a hypothesis of the last active question, as long as
+  // its constraint leaves one continuation besides the end token. A step whose hypotheses are all
+  // known needs no call of the encoder.
   int32_t look_ahead = 0;
 };
 
@@ -48,7 +49,7 @@ struct Hypothesis {
 // What the encoder is asked for before the next call of step. The tokens of all hypotheses of a
 // question form a tree; each has a column of answer keys and is encoded once.
 struct StepRequest {
-  // Questions that go on and their live hypotheses.
+  // Questions that go on and how many live hypotheses they have.
   std::vector<int32_t> questions;   // [active]
   std::vector<int32_t> hypotheses;  // [active]
   // The tokens to encode, parents before children, at columns - width + (0, 1, ...); 0 where a
@@ -56,7 +57,8 @@ struct StepRequest {
   int32_t width = 0;
   std::vector<int32_t> tokens;  // [active, width]
   std::vector<int32_t> depths;  // [active, width] answer tokens before each
-  // Columns so far and now. A token attends to the columns of its ancestors and to its own.
+  // Answer columns, those of this request included. A token attends to the columns of its ancestors
+  // and to its own.
   int32_t columns = 0;
   std::vector<uint8_t> ancestors;  // [active, width, columns]
   // The rows of logits expected, in order question, surviving passage, hypothesis.

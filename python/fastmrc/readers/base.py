@@ -170,8 +170,9 @@ class Reader(ABC):
             Limits in tokens; default 254 and 63.
         look_ahead
             Tokens that are encoded together with one that has a single continuation in the
-            passages; default 4. Changes the number of forward passes, not the answer; 0: one per
-            step. `fastmrc.reference` does not look ahead.
+            passages, where one question is read at a time; default 4. Changes the number of forward
+            passes, and logits by rounding only; 0: one pass per step. `fastmrc.reference` does not
+            look ahead.
 
         Returns
         -------

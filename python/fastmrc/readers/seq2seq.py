@@ -15,8 +15,8 @@ from fastmrc.types import SearchResult
 
 __all__ = ["Seq2SeqReader"]
 
-# Input tokens decoded together: a step costs about one read of the weights however many rows share
-# it, and BERT-base keeps 74 kB of float32 keys and values per token.
+# Input tokens decoded together, padding included: a step costs about one read of the weights
+# however many rows share it, and BERT-base keeps 74 kB of float32 keys and values per token.
 _GROUP_TOKENS = 8192
 
 
@@ -73,12 +73,14 @@ def _groups(questions: Sequence[PreparedQuestion]) -> Iterator[list[int]]:
     lengths = [[len(window.input_ids) for window in q.windows] for q in questions]
     order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -max(lengths[i]))
     group: list[int] = []
-    tokens = 0
+    rows = longest = 0
     for i in order:
-        if group and tokens + sum(lengths[i]) > _GROUP_TOKENS:
+        if group and (rows + len(lengths[i])) * longest > _GROUP_TOKENS:
             yield group
-            group, tokens = [], 0
+            group, rows = [], 0
+        if not group:
+            longest = max(lengths[i])  # of all that follow, too
         group.append(i)
-        tokens += sum(lengths[i])
+        rows += len(lengths[i])
     if group:
         yield group

@@ -52,7 +52,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--questions", type=int, default=1000, help="for --memory")
     parser.add_argument("--mode", choices=["extractive", "generative"], default="extractive")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of the engine")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds of the engine")
     parser.add_argument("--baseline-rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0)
     return parser.parse_args()

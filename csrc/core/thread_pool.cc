@@ -36,12 +36,12 @@ std::atomic<int>& thread_limit() {
 
 thread_local bool inside_task = false;
 
-// Waits a few microseconds for `ready` before the caller goes to sleep: the next job of a beam step
-// follows at once, and waking a sleeping thread takes longer than such a job. Short enough that
-// torch's threads do not miss the core.
+// Waits some microseconds for `ready` before the caller goes to sleep: the next job of a beam step
+// or the next call from Python follows soon, and waking a sleeping thread takes as long as half
+// such a job. Short enough that torch's threads do not miss the core.
 template <typename Ready>
 void spin_until(Ready ready) {
-  constexpr int kSpins = 400;  // some 10 to 20 us
+  constexpr int kSpins = 1200;  // some 20 to 70 us
   for (int i = 0; i < kSpins && !ready(); ++i) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();

@@ -268,7 +268,7 @@ int32_t state_of(const BeamStep& step, const BeamStepWorkspace& space, int32_t q
 // Splits the step into tasks: one per constrained hypothesis, one per hypothesis and part of the
 // vocabulary otherwise. Returns the work in float32 lanes, for the decision about threads.
 int64_t plan_tasks(const BeamStep& step, BeamStepWorkspace& space) {
-  constexpr int64_t kLanesPerAllowed = 4;  // a gathered token against one in a row
+  constexpr int64_t kLanesPerAllowed = 16;  // a gathered and scored token against one in a row
   int64_t work = 0;
   space.num_tasks = 0;
   for (int32_t q = 0; q < step.num_questions; ++q) {

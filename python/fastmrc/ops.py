@@ -179,30 +179,29 @@ def beam_step(
     return result[0], result[1], result[2]
 
 
-def _counts(passages: Any, hypotheses: Any, scores: int) -> tuple[Any, Any]:
+def _counts(passages: Any, hypotheses: Any, scores: int) -> list[Any]:
     """Return passages and hypotheses per question; two plain numbers: the scores tell how many."""
-    given = {"passages": passages, "hypotheses": hypotheses}
-    vectors = {
-        name: int_vector(name, counts) for name, counts in given.items() if np.ndim(counts) != 0
-    }
-    questions = max(map(len, vectors.values()), default=-1)
+    given = (("passages", passages), ("hypotheses", hypotheses))
+    counts: list[Any] = [
+        _number(name, x) if isinstance(x, int) or np.ndim(x) == 0 else int_vector(name, x)
+        for name, x in given
+    ]
+    questions = max((len(x) for x in counts if not isinstance(x, int)), default=-1)
     if questions < 0:
-        questions = scores // max(1, _integer("hypotheses", hypotheses))
-    for name, counts in given.items():
-        if name not in vectors:
-            count = _integer(name, counts)
-            if not 0 <= count < 2**31:
-                raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {count}")
-            vectors[name] = np.full(questions, count, dtype=np.int32)
-    return vectors["passages"], vectors["hypotheses"]
+        questions = scores // max(1, counts[1])
+    return [np.array([x] * questions, dtype=np.int32) if isinstance(x, int) else x for x in counts]
 
 
-def _integer(name: str, value: Any) -> int:
+def _number(name: str, value: Any) -> int:
     if not isinstance(value, bool):
         try:
-            return operator.index(value)
+            number = operator.index(value)
         except TypeError:
             pass
+        else:
+            if 0 <= number < 2**31:
+                return number
+            raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {number}")
     raise TypeError(f"{name}: expected an integer or one per question, got {value!r}")
 
 

@@ -106,6 +106,7 @@ class UniLMEncoder:
         self._head = [getattr(model, name) for name in family.head]
         if model.dtype != torch.float32:  # logits are float32 also where the body is not
             self._head = [copy.deepcopy(module).float() for module in self._head]
+        self.num_layers = int(config.num_hidden_layers)
         self.answer_type = 1 if config.type_vocab_size > 1 else 0
         self._first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
         self.pad_id = int(config.pad_token_id or 0)
@@ -214,6 +215,8 @@ class _Cache:
 
     Parameters
     ----------
+    layers
+        Number of layers of the model.
     rows
         Number of inputs.
     prefix
@@ -222,16 +225,17 @@ class _Cache:
         Answer tokens to make room for.
     """
 
-    def __init__(self, rows: int, prefix: int, columns: int) -> None:
+    def __init__(self, layers: int, rows: int, prefix: int, columns: int) -> None:
+        self._layers = layers
         self.rows = rows  # in use; those behind were dropped
         self.prefix = prefix
         self.used = 0
         self._capacity = prefix + columns
-        # Keys and values of each layer [rows, heads, columns, d], the hidden states last
-        # [rows, columns, hidden]: columns are the second to last axis of all.
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
-        self._hidden: list[torch.Tensor] = []
+        # Keys and values of all layers [layers, 2, rows, heads, columns, d] and the last hidden
+        # states [rows, columns, hidden]. One block for all layers: as many smaller ones the
+        # allocator would keep and scatter over the heap.
+        self._memory: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
         self._place = (slice(0), 0, 0)
 
     def write_at(self, rows: slice, begin: int, end: int) -> None:
@@ -249,23 +253,27 @@ class _Cache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._write(self._keys, layer_idx, keys), self._write(
-            self._values, layer_idx, values
-        )
+        if self._memory is None:
+            self._memory = self._allocate((self._layers, 2), keys)
+        layer = self._memory[layer_idx]
+        return self._write(layer[0], keys), self._write(layer[1], values)
 
     def write_hidden(self, hidden: torch.Tensor) -> None:
         """Keep the hidden states of the last layer, [rows, tokens, hidden]."""
-        self._write(self._hidden, 0, hidden)
+        if self._hidden is None:
+            self._hidden = self._allocate((), hidden)
+        self._write(self._hidden, hidden)
 
     def hidden(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> torch.Tensor:
         """Return the last hidden states at these places, [n, hidden]."""
-        states = self._hidden[0]
-        to = states.device
-        return states[torch.from_numpy(rows).to(to), torch.from_numpy(columns).to(to)]
+        assert self._hidden is not None
+        to = self._hidden.device
+        return self._hidden[torch.from_numpy(rows).to(to), torch.from_numpy(columns).to(to)]
 
     def newest_hidden(self, columns: int) -> torch.Tensor:
         """Return the last hidden states of the newest columns, [rows, columns, hidden]."""
-        return self._hidden[0][: self.rows, self.used - columns : self.used]
+        assert self._hidden is not None
+        return self._hidden[: self.rows, self.used - columns : self.used]
 
     def keep(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Drop rows; the last ones move into the gaps. Returns the old index of each new row."""
@@ -275,19 +283,22 @@ class _Cache:
         movers = size + np.flatnonzero(kept[size:])
         order[holes] = movers
         if len(holes):
-            for array in (*self._keys, *self._values, *self._hidden):
+            assert self._memory is not None and self._hidden is not None
+            for array in (*self._memory.flatten(0, 1), self._hidden):
                 array[holes, ..., : self.used, :] = array[movers, ..., : self.used, :]
         self.rows = size
         return order
 
-    def _write(self, arrays: list[torch.Tensor], i: int, new: torch.Tensor) -> torch.Tensor:
+    def _allocate(self, first: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Make room, [*first, rows, ..., columns, d], for arrays [rows, ..., tokens, d]."""
+        return like.new_empty(
+            (*first, self.rows, *like.shape[1:-2], self._capacity, like.shape[-1])
+        )
+
+    def _write(self, array: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write [rows, ..., tokens, d] at the place; return these rows up to the place's end."""
         rows, begin, end = self._place
-        if i == len(arrays):
-            arrays.append(
-                new.new_empty((self.rows, *new.shape[1:-2], self._capacity, new.shape[-1]))
-            )
-        array = arrays[i][rows]
+        array = array[rows]
         array[..., begin:end, :] = new
         if end < self.prefix:  # what is masked out must still be finite
             array[..., end : self.prefix, :] = 0
@@ -295,11 +306,12 @@ class _Cache:
 
     def _grow(self, least: int) -> None:
         self._capacity = max(least, 2 * self._capacity - self.prefix)  # twice the answer columns
-        for arrays in (self._keys, self._values, self._hidden):
-            for i, old in enumerate(arrays):
-                new = old.new_empty((self.rows, *old.shape[1:-2], self._capacity, old.shape[-1]))
-                new[..., : self.used, :] = old[: self.rows, ..., : self.used, :]
-                arrays[i] = new
+        assert self._memory is not None and self._hidden is not None
+        memory = self._allocate(self._memory.shape[:2], self._memory[0, 0])
+        memory[..., : self.used, :] = self._memory[:, :, : self.rows, ..., : self.used, :]
+        hidden = self._allocate((), self._hidden)
+        hidden[:, : self.used] = self._hidden[: self.rows, : self.used]
+        self._memory, self._hidden = memory, hidden
 
 
 class EncoderSession:
@@ -314,7 +326,8 @@ class EncoderSession:
         # Inputs by falling length, so that those of a prefill batch are of like length.
         self._passages = np.argsort(-lengths, kind="stable")  # passage of each cache row
         self._lengths = lengths[self._passages]  # of each cache row
-        self._cache = _Cache(len(rows), int(lengths.max(initial=0)), answer_tokens)
+        prefix = int(lengths.max(initial=0))
+        self._cache = _Cache(encoder.num_layers, len(rows), prefix, answer_tokens)
         # First of the newest columns and their logits [rows, columns, V], if computed ahead.
         self._ahead: tuple[int, torch.Tensor] | None = None
 

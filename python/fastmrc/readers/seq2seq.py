@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
@@ -50,6 +52,8 @@ class Seq2SeqReader(Reader):
                         batch.decode_seconds / len(group),
                     )
                 bar.update(len(group))
+                if len(questions) > 1:
+                    _return_freed_memory()
             bar.update(len(questions) - bar.n)
         return decoded
 
@@ -66,6 +70,18 @@ class Seq2SeqReader(Reader):
             weights=weights if options.vote == "weighted" else None,
             constraints=constraints,
         )
+
+
+def _return_freed_memory() -> None:
+    """Give the pages of freed tensors back to the system.
+
+    glibc keeps them where blocks of ever other sizes have left gaps: without this, resident memory
+    grew by 40 % from question 100 to 1,000.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _groups(questions: Sequence[PreparedQuestion]) -> Iterator[list[int]]:

@@ -4,11 +4,12 @@
 
 Every question is read with each beam size and mode. A different answer counts as a mismatch when
 the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The same
-tokens with another score, text or citation are a mismatch, too. The
-reference's log-probabilities are kept per question, since beams of different size ask for the same
-prefixes; this changes its speed, not its answers. Its answers are kept in the file ``--oracle``:
-an interrupted run goes on from there, and another build of the engine is compared without
-computing them again. Nothing is timed here.
+tokens with another score, text or citation are a mismatch, too.
+
+The reference's log-probabilities are kept per question, since beams of different size ask for the
+same prefixes; this changes its speed, not its answers. Its answers are kept in the file
+``--oracle``: an interrupted run goes on from there, and another build of the engine is compared
+without computing them again. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _oracle_answers(
 ) -> Iterator[list[Answer]]:
     """Yield the reference's answers to each case, one per setting; from the file as far as it
     goes, then computed and appended to it."""
-    model = _weights_digest(arguments.model)
+    common = {"model": _weights_digest(arguments.model), "settings": settings}
     known = []
     if arguments.oracle is not None and arguments.oracle.exists():
         content = arguments.oracle.read_bytes()
@@ -132,11 +133,10 @@ def _oracle_answers(
         end = content.rfind(b"\n") + 1
         os.truncate(arguments.oracle, end)
         known = [json.loads(line) for line in content[:end].splitlines()][: len(cases)]
-    for (question, passages), entry in tqdm(
+    for case, entry in tqdm(
         zip(cases, known, strict=False), total=len(cases), desc="known answers"
     ):
-        expected = {"model": model, "case": [question, passages], "settings": settings}
-        if any(entry[key] != value for key, value in expected.items()):
+        if any(entry[key] != value for key, value in (common | {"case": list(case)}).items()):
             raise SystemExit(f"--oracle: {arguments.oracle} is of another model, data or settings")
         yield [_read_answer(answer) for answer in entry["answers"]]
     if len(known) == len(cases):
@@ -147,12 +147,7 @@ def _oracle_answers(
         memory.clear()
         answers = [oracle.answer(*case, **options) for options in settings]
         if arguments.oracle is not None:
-            entry = {
-                "model": model,
-                "case": case,
-                "settings": settings,
-                "answers": [asdict(a) for a in answers],
-            }
+            entry = common | {"case": case, "answers": [asdict(a) for a in answers]}
             with open(arguments.oracle, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         yield answers

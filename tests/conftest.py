@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ CHINESE = (
 )
 PUNCTUATION = ",.?!'-()[]，。？！、；：（）《》"
 HIDDEN_SIZE = 32
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Keep torch on one thread: two gain nothing on models this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_vocabulary(special: Sequence[str]) -> list[str]:

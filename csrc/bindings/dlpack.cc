@@ -62,8 +62,11 @@ bool requires_grad(const py::object& object) {
   return py::isinstance<py::bool_>(flag) && flag.cast<bool>();
 }
 
-std::string device_name(int type, int id) {
-  return type == 2 ? "cuda:" + std::to_string(id) : "DLPack type " + std::to_string(type);
+void require_cpu(const std::string& name, int type, int id) {
+  if (type == kDLCPU) return;
+  const std::string device =
+      type == 2 ? "cuda:" + std::to_string(id) : "DLPack type " + std::to_string(type);
+  throw py::value_error(name + ": expected a tensor on the CPU, got device " + device);
 }
 
 // Why the object cannot be exported, if it is for its device.
@@ -76,10 +79,7 @@ void check_device(const py::object& object, const std::string& name) {
     throw py::value_error(name + ": expected a tensor on the CPU, got " + type_name(object) + " (" +
                           std::string(py::str(error.value())) + ")");
   }
-  if (device.first != kDLCPU) {
-    throw py::value_error(name + ": expected a tensor on the CPU, got device " +
-                          device_name(device.first, device.second));
-  }
+  require_cpu(name, device.first, device.second);
 }
 
 py::object export_capsule(const py::object& object, const std::string& name) {
@@ -129,10 +129,7 @@ Tensor::Tensor(py::handle object, const char* name) : name_(name) {
   // All is tried first and explained after: the door is passed for every tensor of every call.
   capsule_ = export_capsule(py::reinterpret_borrow<py::object>(object), name_);
   const DLTensor& tensor = tensor_of(capsule_, name_);
-  if (tensor.device.device_type != kDLCPU) {
-    throw py::value_error(name_ + ": expected a tensor on the CPU, got device " +
-                          device_name(tensor.device.device_type, tensor.device.device_id));
-  }
+  require_cpu(name_, tensor.device.device_type, tensor.device.device_id);
   if (tensor.dtype.lanes != 1) throw py::type_error(name_ + ": expected scalar elements");
   data_ = static_cast<const unsigned char*>(tensor.data) + tensor.byte_offset;
   code_ = tensor.dtype.code;

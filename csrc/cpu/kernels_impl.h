@@ -76,33 +76,30 @@ inline void prefetch_group(const T* p, int64_t ahead) {
   for (size_t i = 0; i < kGroupLanes * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
 }
 
-// Sum of exp(x - max). One multiply-add both scales x and subtracts the maximum; by how much the
-// product of the maximum was rounded is divided out again, so that a row of one certain token has
-// the sum one.
-template <typename T>
-double sum_exp(const T* row, int64_t begin, int64_t end, float max) {
-  const Vec shift = broadcast(-(max * kLog2E));
+template <typename T, typename Exponential>
+inline double sum_of(const T* row, int64_t begin, int64_t end, Exponential exponential) {
   Vec lanes[kGroup] = {};
   for_each_group(row, begin, end, [&](const T* p, int64_t i) {
     prefetch_group(row + i, kChunk);
-    for (int j = 0; j < kGroup; ++j) {
-      lanes[j] += vexp2(vfma(load(p + j * kWidth), broadcast(kLog2E), shift));
-    }
-  });
-  const Vec unit = vexp2(vfma(broadcast(max), broadcast(kLog2E), shift));
-  return reduce_sum(lanes) / static_cast<double>(unit[0]);
-}
-
-// The same for any finite maximum: beyond kNear the rounding of its product is no longer small.
-constexpr float kNear = 0x1p21f;
-
-template <typename T>
-double sum_exp_far(const T* row, int64_t begin, int64_t end, float max) {
-  Vec lanes[kGroup] = {};
-  for_each_group(row, begin, end, [&](const T* p, int64_t) {
-    for (int j = 0; j < kGroup; ++j) lanes[j] += vexp(load(p + j * kWidth) - max);
+    for (int j = 0; j < kGroup; ++j) lanes[j] += exponential(load(p + j * kWidth));
   });
   return reduce_sum(lanes);
+}
+
+// Sum of exp(x - max) for a finite maximum.
+template <typename T>
+double sum_exp(const T* row, int64_t begin, int64_t end, float max) {
+  constexpr float kNear = 0x1p21f;
+  if (!(max > -kNear && max < kNear)) {
+    return sum_of(row, begin, end, [max](Vec x) { return vexp(x - max); });
+  }
+  // One multiply-add both scales x and subtracts the maximum. By how much the product of the
+  // maximum was rounded, which beyond kNear is no longer little, is divided out again, so that a
+  // row of one certain token has the sum one.
+  const Vec shift = broadcast(-(max * kLog2E));
+  const auto exponential = [shift](Vec x) { return vexp2(vfma(x, broadcast(kLog2E), shift)); };
+  const Vec unit = exponential(broadcast(max));
+  return sum_of(row, begin, end, exponential) / static_cast<double>(unit[0]);
 }
 
 template <typename T>
@@ -155,8 +152,7 @@ RowStats row_stats_of(const T* row, int64_t n) {
     }
     // A NaN never wins a maximum but always reaches the sum.
     if (max > -kInf && max < kInf) {
-      sum += max > -kNear && max < kNear ? sum_exp(row, begin, end, max)
-                                         : sum_exp_far(row, begin, end, max);
+      sum += sum_exp(row, begin, end, max);
     } else if (holds_nan(row + begin, end - begin)) {
       sum = std::numeric_limits<double>::quiet_NaN();
     }

@@ -200,9 +200,10 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 // 2^t for t <= 64 to 2e-7 relative, 1 for 0. Below -126 the result is at most 2^-126, and how much
 // less is the one thing here that depends on the set: sums are taken relative to a term of about
-// one and votes get kEps added, so it is lost in rounding. NaN stays NaN whatever its payload. 2^t
-// = 2^n * 2^f, n the nearest integer: 2^f by a polynomial of degree 5 fitted to least relative
-// error on [-0.5, 0.5] with value 1 at 0 (8e-8).
+// one and votes get kEps added, so it is lost in rounding. NaN stays NaN whatever its payload.
+//
+// With n the nearest integer and f the rest, 2^t = 2^n * 2^f: 2^f by a polynomial of degree 5
+// fitted to least relative error on [-0.5, 0.5] with value 1 at 0 (8e-8).
 inline Vec vexp2(Vec t) {
 #if defined(__AVX512F__)
   const Vec f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -342,7 +342,8 @@ class EncoderSession:
             positions = torch.arange(tokens.shape[1], device=encoder.device).expand_as(tokens)
             cache.write_at(rows, 0, tokens.shape[1])
             cache.write_hidden(encoder.forward(tokens, positions, mask, 0, cache))
-        return encoder.logits(self._hidden_after_inputs())
+        row_of = np.argsort(self._passages)
+        return encoder.logits(cache.hidden(row_of, self._lengths[row_of] - 1))
 
     @torch.inference_mode()
     def step(self, request: _C.StepRequest) -> torch.Tensor:
@@ -397,11 +398,6 @@ class EncoderSession:
         )
         row_of = np.argsort(self._passages)
         return self._encoder.logits(self._cache.hidden(row_of, np.full(rows, column)))
-
-    def _hidden_after_inputs(self) -> torch.Tensor:
-        """Hidden states that predict the first token, in the order of the passages."""
-        row_of = np.argsort(self._passages)
-        return self._cache.hidden(row_of, self._lengths[row_of] - 1)
 
     def _batches(self) -> list[slice]:
         """Cut the rows where their padded tokens would exceed the budget."""

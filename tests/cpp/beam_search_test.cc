@@ -573,7 +573,7 @@ BeamSearchOptions small_options() {
 }
 
 // Every token of the passage has one continuation at most.
-void test_look_ahead_asks_for_what_must_follow() {
+void test_look_ahead_follows_single_continuations() {
   fastmrc_test::context() = "look-ahead";
   const RandomScript script(1, 6, 0, false, -9);
   BeamSearchOptions options = small_options();
@@ -901,7 +901,7 @@ void test_input_errors() {
 int main() {
   std::cout << "seed " << kSeed << std::endl;
   test_random_searches();
-  test_look_ahead_asks_for_what_must_follow();
+  test_look_ahead_follows_single_continuations();
   test_look_ahead_leaves_errors_to_the_step();
   test_passages_without_answer_leave();
   test_original_rule();

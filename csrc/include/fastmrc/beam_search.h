@@ -132,9 +132,9 @@ class BeamSearch {
   int32_t add_node(int32_t token, int32_t parent);
   void close(Beam& beam);
   void prepare_request();
-  void list_rows();
   void plan_tree(const Beam& beam, std::vector<int32_t>& fresh);
   void list_tokens();
+  void list_rows();
   bool last_step() const { return step_ + 1 == options_.max_tokens; }
   std::vector<int32_t> tokens_of(int32_t node) const;
 

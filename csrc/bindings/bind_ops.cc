@@ -171,6 +171,109 @@ py::tuple bind_beam_step(py::handle logits, py::handle scores, py::handle passag
   return py::make_tuple(out_scores, out_tokens, out_parents);
 }
 
+// The arguments that both slot operations take.
+SlotSearch slot_search(const Rows& logits, int64_t slots, int32_t end_id, int64_t min_tokens,
+                       const std::vector<const Automaton*>& constraints) {
+  if (slots < 1) throw py::value_error("logits: expected at least one slot");
+  if (end_id < 0 || end_id >= logits.cols) {
+    throw py::value_error("end_id: expected a token below " + std::to_string(logits.cols) +
+                          ", got " + std::to_string(end_id));
+  }
+  if (min_tokens < 0 || min_tokens > slots) {
+    throw py::value_error("min_tokens: expected 0 to the number of slots " + std::to_string(slots) +
+                          ", got " + std::to_string(min_tokens));
+  }
+  SlotSearch search;
+  search.logits = logits;
+  search.passages = logits.rows / slots;
+  search.slots = slots;
+  search.constraints = constraints.data();
+  search.end_id = end_id;
+  search.min_tokens = min_tokens;
+  check_size("constraint", constraints.size(), search.passages);
+  return search;
+}
+
+// Tokens [passages, width, slots], lengths and scores [passages, width]; width 0: greedy.
+py::tuple bind_slots(py::handle logits, int64_t slots, int32_t end_id, int64_t min_tokens,
+                     const std::vector<const PyAutomaton*>& constraints, int64_t width) {
+  const Tensor tensor(logits, "logits");
+  const std::vector<const Automaton*> automata = automata_of(constraints);
+  const SlotSearch search = slot_search(tensor.rows(), slots, end_id, min_tokens, automata);
+  const int64_t answers = width == 0 ? 1 : width;
+  py::array_t<int32_t> tokens({search.passages, answers, slots});
+  py::array_t<int32_t> lengths({search.passages, answers});
+  py::array_t<float> scores({search.passages, answers});
+  const SlotAnswers out{tokens.mutable_data(), lengths.mutable_data(), scores.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    if (width == 0) {
+      slot_argmax(search, out);
+    } else {
+      slot_topk(search, width, out);
+    }
+  }
+  return py::make_tuple(tokens, lengths, scores);
+}
+
+py::tuple bind_slot_argmax(py::handle logits, int64_t slots, int32_t end_id, int64_t min_tokens,
+                           const std::vector<const PyAutomaton*>& constraints) {
+  return bind_slots(logits, slots, end_id, min_tokens, constraints, 0);
+}
+
+py::tuple bind_slot_topk(py::handle logits, int64_t slots, int32_t end_id, int64_t min_tokens,
+                         const std::vector<const PyAutomaton*>& constraints, int64_t k) {
+  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  for (const PyAutomaton* constraint : constraints) {
+    if (constraint == nullptr) throw py::value_error("constraint: expected one per passage");
+  }
+  return bind_slots(logits, slots, end_id, min_tokens, constraints, k);
+}
+
+py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t max_length,
+                          const py::object& mask, int64_t null_position) {
+  const Tensor start_tensor(start, "start");
+  const Tensor end_tensor(end, "end");
+  SpanScores spans;
+  spans.start = start_tensor.rows();
+  spans.end = end_tensor.rows();
+  const Rows& rows = spans.start;
+  if (spans.end.rows != rows.rows || spans.end.cols != rows.cols) {
+    throw py::value_error("end: expected the shape of start, [" + std::to_string(rows.rows) + ", " +
+                          std::to_string(rows.cols) + "], got [" + std::to_string(spans.end.rows) +
+                          ", " + std::to_string(spans.end.cols) + "]");
+  }
+  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  if (max_length < 1) {
+    throw py::value_error("max_length: expected at least 1, got " + std::to_string(max_length));
+  }
+  if (null_position < -1 || null_position >= rows.cols) {
+    throw py::value_error("null_position: expected a position below " + std::to_string(rows.cols) +
+                          ", got " + std::to_string(null_position));
+  }
+  std::vector<uint8_t> mask_values;
+  if (!mask.is_none()) {
+    mask_values = uint8_values(mask, "mask");
+    check_size("mask", mask_values.size(), rows.rows * rows.cols);
+    spans.mask = mask_values.data();
+  }
+  spans.null_position = null_position;
+  spans.max_length = max_length;
+  spans.k = k;
+  py::array_t<float> scores({rows.rows, k});
+  py::array_t<int32_t> starts({rows.rows, k}), ends({rows.rows, k});
+  py::array_t<float> null_scores(rows.rows);
+  float* score_data = scores.mutable_data();
+  int32_t* start_data = starts.mutable_data();
+  int32_t* end_data = ends.mutable_data();
+  float* null_data = null_scores.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    best_spans(spans, score_data, start_data, end_data, null_data);
+  }
+  return py::make_tuple(scores, starts, ends, null_scores);
+}
+
 }  // namespace
 
 Vote parse_vote(const std::string& name) {
@@ -190,6 +293,12 @@ void register_ops(py::module_& module) {
              py::arg("passages"), py::arg("hypotheses"), py::arg("beam_size"), py::arg("end_id"),
              py::arg("vote"), py::arg("weights"), py::arg("constraints"), py::arg("states"),
              py::arg("allow_end"));
+  module.def("slot_argmax", &bind_slot_argmax, py::arg("logits"), py::arg("slots"),
+             py::arg("end_id"), py::arg("min_tokens"), py::arg("constraints"));
+  module.def("slot_topk", &bind_slot_topk, py::arg("logits"), py::arg("slots"), py::arg("end_id"),
+             py::arg("min_tokens"), py::arg("constraints"), py::arg("k"));
+  module.def("best_spans", &bind_best_spans, py::arg("start"), py::arg("end"), py::arg("k"),
+             py::arg("max_length"), py::arg("mask"), py::arg("null_position"));
 }
 
 }  // namespace fastmrc::bindings

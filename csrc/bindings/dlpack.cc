@@ -217,6 +217,11 @@ const float* Tensor::float32_vector(int64_t* size) const {
   return static_cast<const float*>(data_);
 }
 
+const uint8_t* Tensor::uint8_vector(int64_t* size) const {
+  check_vector("uint8", kUInt, 8, size);
+  return static_cast<const uint8_t*>(data_);
+}
+
 namespace {
 
 // What the Python layer itself makes needs no protocol: it hands over contiguous NumPy vectors.
@@ -252,6 +257,10 @@ std::vector<int64_t> int64_values(py::handle object, const char* name) {
 
 std::vector<float> float32_values(py::handle object, const char* name) {
   return values_of(object, name, &Tensor::float32_vector);
+}
+
+std::vector<uint8_t> uint8_values(py::handle object, const char* name) {
+  return values_of(object, name, &Tensor::uint8_vector);
 }
 
 }  // namespace fastmrc::bindings

@@ -30,6 +30,7 @@ class Tensor {
   const int32_t* int32_vector(int64_t* size) const;
   const int64_t* int64_vector(int64_t* size) const;
   const float* float32_vector(int64_t* size) const;
+  const uint8_t* uint8_vector(int64_t* size) const;
 
  private:
   void check_vector(const char* dtype, int code, int bits, int64_t* size) const;
@@ -48,6 +49,7 @@ class Tensor {
 std::vector<int32_t> int32_values(py::handle object, const char* name);
 std::vector<int64_t> int64_values(py::handle object, const char* name);
 std::vector<float> float32_values(py::handle object, const char* name);
+std::vector<uint8_t> uint8_values(py::handle object, const char* name);
 
 template <typename T>
 py::array_t<T> to_array(const T* data, std::vector<py::ssize_t> shape) {

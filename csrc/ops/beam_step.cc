@@ -185,24 +185,12 @@ void score_part(const BeamStep& step, int64_t begin, int64_t end, bool allow_end
   score_exactly(step, rows, bar.value(), task.found);
 }
 
-void check_allowed(const BeamStep& step, const AllowedTokens& allowed) {
-  if (allowed.size() > 0 && allowed.end[-1] >= step.logits.cols) {
-    throw std::invalid_argument("constraint: expected tokens below the vocabulary size " +
-                                std::to_string(step.logits.cols) + ", got " +
-                                std::to_string(allowed.end[-1]));
-  }
-  if (std::binary_search(allowed.begin, allowed.end, step.end_id)) {
-    throw std::invalid_argument("constraint: expected no end token " + std::to_string(step.end_id) +
-                                " inside a sequence");
-  }
-}
-
 // Candidates of one hypothesis under a constraint: the logits of the allowed tokens are gathered,
 // the rest is as without one.
 void score_allowed(const BeamStep& step, const Automaton& constraint, int32_t state, bool allow_end,
                    const HypothesisRows& rows, BeamStepWorkspace::Task& task) {
   const AllowedTokens allowed = constraint.allowed(state);
-  check_allowed(step, allowed);
+  check_allowed(allowed.begin, allowed.end, step.logits.cols, step.end_id);
   VoteRows view = rows.view();
   Bar bar(step.width, filter_factor(view, rows.score()), task.best_votes);
   float votes[kBlockTokens];
@@ -315,11 +303,6 @@ bool better(const Candidate& a, const Candidate& b) {
   if (a.score != b.score) return a.score > b.score;
   if (a.token != b.token) return a.token < b.token;
   return a.parent < b.parent;
-}
-
-void throw_all_masked(int64_t row) {
-  throw std::invalid_argument(
-      "logits: expected a finite entry in every row, got only -inf in row " + std::to_string(row));
 }
 
 void beam_step(const BeamStep& step, BeamStepWorkspace& space,

@@ -29,6 +29,29 @@ def beam_step(
     states: Any,
     allow_end: Sequence[bool],
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]: ...
+def slot_argmax(
+    logits: Any,
+    slots: int,
+    end_id: int,
+    min_tokens: int,
+    constraints: Sequence[Automaton | None],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
+def slot_topk(
+    logits: Any,
+    slots: int,
+    end_id: int,
+    min_tokens: int,
+    constraints: Sequence[Automaton | None],
+    k: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
+def best_spans(
+    start: Any,
+    end: Any,
+    k: int,
+    max_length: int,
+    mask: Any,
+    null_position: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
 def find_occurrences(tokens: Any, offsets: Any, span: Any) -> NDArray[np.int32]: ...
 
 class Automaton:

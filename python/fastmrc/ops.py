@@ -22,7 +22,15 @@ from fastmrc.options import Vote
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["beam_step", "log_softmax_topk", "row_stats", "topk"]
+__all__ = [
+    "beam_step",
+    "best_spans",
+    "log_softmax_topk",
+    "row_stats",
+    "slot_argmax",
+    "slot_topk",
+    "topk",
+]
 
 
 def _like(x: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -177,6 +185,173 @@ def beam_step(
         ),
     )
     return result[0], result[1], result[2]
+
+
+def slot_argmax(
+    logits: Any,
+    *,
+    end_id: int,
+    constraint: Automaton | Sequence[Automaton | None] | None = None,
+    min_tokens: int = 0,
+) -> tuple[Any, Any, Any]:
+    """Take in each slot the most likely token that may follow, until the end token.
+
+    The reader by masked language model of bert4keras: slot i of a passage holds the distribution
+    of token i of its answer. Slots behind the end token are not read.
+
+    Parameters
+    ----------
+    logits
+        [passages, slots, V], float32, float16 or bfloat16; the passages of all questions of a
+        batch, one after the other.
+    end_id
+        The end token.
+    constraint
+        What may follow: an automaton for all passages or one per passage; None: everything. An
+        answer must end in a final state. ``SpanIndex([passage])`` admits the spans of a passage.
+    min_tokens
+        The end token is not allowed before so many tokens, 0 to the number of slots.
+
+    Returns
+    -------
+    tokens
+        int32 [passages, slots], without the end token, padded with -1; of equal probabilities the
+        lower token.
+    lengths
+        int32 [passages], number of tokens; -1 if there is no answer.
+    scores
+        float32 [passages], mean of the chosen probabilities, the end token's included; -inf if
+        there is no answer.
+
+    Raises
+    ------
+    ValueError
+        For shapes or values that do not fit, or a row that is read and holds NaN, +inf or nothing
+        but -inf.
+    TypeError
+        For a wrong dtype.
+    """
+    follow_torch()
+    rows, passages, slots = _slot_rows(logits)
+    automata = native_automata("constraint", constraint, passages)
+    tokens, lengths, scores = _C.slot_argmax(rows, slots, end_id, min_tokens, automata)
+    result = _like(logits, (tokens[:, 0], lengths[:, 0], scores[:, 0]))
+    return result[0], result[1], result[2]
+
+
+def slot_topk(
+    logits: Any,
+    k: int,
+    *,
+    end_id: int,
+    constraint: Automaton | Sequence[Automaton],
+    min_tokens: int = 0,
+) -> tuple[Any, Any, Any]:
+    """Find the ``k`` best answers of each passage among all that the constraint admits.
+
+    An answer of m tokens scores (sum of P_i(token i) + P_m(end)) / (m + 1), one that fills all
+    slots sum / slots: the score of ``slot_argmax``, which can miss the best answer.
+
+    Parameters
+    ----------
+    logits, end_id, constraint, min_tokens
+        As for `slot_argmax`; a constraint is needed.
+    k
+        At least 1; what is missing is padded.
+
+    Returns
+    -------
+    tokens
+        int32 [passages, k, slots], padded with -1; falling by score, equal scores by their tokens
+        in lexicographic order.
+    lengths
+        int32 [passages, k], -1 where there is no further answer.
+    scores
+        float32 [passages, k], -inf where there is no further answer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `slot_argmax`; all rows are read.
+    """
+    follow_torch()
+    rows, passages, slots = _slot_rows(logits)
+    automata = native_automata("constraint", constraint, passages)
+    result = _like(logits, _C.slot_topk(rows, slots, end_id, min_tokens, automata, k))
+    return result[0], result[1], result[2]
+
+
+def best_spans(
+    start: Any,
+    end: Any,
+    k: int,
+    max_length: int,
+    *,
+    mask: Any = None,
+    null_position: int | None = None,
+) -> tuple[Any, Any, Any, Any]:
+    """Find the ``k`` best spans of each row under a model with a start and an end head.
+
+    With P_s and P_e the softmax of start and end logits over the positions of ``mask`` and
+    ``null_position``, the span from i to j scores P_s(i) P_e(j) (Chen et al. 2017, as in the
+    question-answering pipeline that transformers had up to 5.2).
+
+    Parameters
+    ----------
+    start, end
+        [rows, n], float32, float16 or bfloat16.
+    k
+        Spans per row, at least 1; what is missing is padded.
+    max_length
+        Positions that a span may cover, at least 1.
+    mask
+        bool [rows, n], positions that may belong to an answer; None: all. What it leaves out is
+        not read.
+    null_position
+        Position that stands for "no answer" (that of [CLS]): it counts in the softmax but belongs
+        to no span. None: there is none.
+
+    Returns
+    -------
+    scores
+        float32 [rows, k], ordered by start logit + end logit, then by start, then by end; padded
+        with -inf. An entry of -inf begins or ends no span.
+    starts, ends
+        int32 [rows, k], first and last position, padded with -1.
+    null_scores
+        float32 [rows], P_s P_e at the null position; 0 without one.
+
+    Raises
+    ------
+    ValueError
+        For shapes or values that do not fit, or a position that counts and holds NaN or +inf.
+    TypeError
+        For a wrong dtype.
+    """
+    follow_torch()
+    null = -1 if null_position is None else _number("null_position", null_position)
+    result = _like(start, _C.best_spans(start, end, k, max_length, _flat_mask(mask, start), null))
+    return result[0], result[1], result[2], result[3]
+
+
+def _slot_rows(logits: Any) -> tuple[Any, int, int]:
+    """Return logits [passages, slots, V] as rows [passages * slots, V], and the two counts."""
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 3:
+        got = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"logits: expected an array [passages, slots, V], got {got}")
+    return logits.reshape(shape[0] * shape[1], shape[2]), shape[0], shape[1]
+
+
+def _flat_mask(mask: Any, start: Any) -> Any:
+    if mask is None:
+        return None
+    array = np.asarray(mask)
+    if array.dtype != np.bool_:
+        raise TypeError(f"mask: expected bool, got {array.dtype}")
+    if array.shape != tuple(start.shape):
+        raise ValueError(f"mask: expected shape {tuple(start.shape)}, got {array.shape}")
+    return np.ascontiguousarray(array, dtype=np.uint8).ravel()
 
 
 def _counts(passages: Any, hypotheses: Any, scores: int) -> list[Any]:

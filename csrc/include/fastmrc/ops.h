@@ -16,6 +16,15 @@ namespace fastmrc {
 // stats: [rows.rows]. Throws std::invalid_argument naming the argument and its first row with a NaN
 // or +inf.
 void row_stats(const Rows& rows, RowStats* stats, const char* name = "logits");
+// The same of row i alone, on the caller's thread.
+RowStats row_stats_of(const Rows& rows, int64_t i, const char* name = "logits");
+
+// The error for a row of logits without a finite entry.
+[[noreturn]] void throw_all_masked(int64_t row);
+// Throws std::invalid_argument unless tokens [begin, end) of a constraint, ascending, are below the
+// vocabulary size and none is the end token.
+void check_allowed(const int32_t* begin, const int32_t* end, int64_t vocabulary_size,
+                   int32_t end_id);
 
 // The k largest entries of each row, falling, equal values by rising id; values and ids:
 // [rows.rows, k]. Entries of -inf do not count: what is missing is padded with -inf and -1.
@@ -24,6 +33,52 @@ void topk(const Rows& rows, int64_t k, float* values, int32_t* ids);
 
 // The same of log_softmax(row); +inf is refused too.
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids);
+
+// Answers of masked slots: row p * slots + i holds the distribution P_pi of token i of the answer
+// of passage p. An answer is a path of its constraint from the root to a final state; one of m <
+// slots tokens is followed by `end_id` and scores (sum of P_pi(token i) + P_pm(end)) / (m + 1), one
+// of `slots` tokens scores sum / slots. Sums are double, scores float32.
+struct SlotSearch {
+  Rows logits;  // [passages * slots]
+  int64_t passages = 0;
+  int64_t slots = 0;
+  const Automaton* const* constraints;  // [passages]; slot_argmax: null for no constraint
+  int32_t end_id = 0;
+  int64_t min_tokens = 0;  // the end is not allowed before so many tokens
+};
+
+// The answers found, `width` per passage, best first.
+struct SlotAnswers {
+  int32_t* tokens;   // [passages, width, slots], padded with -1
+  int32_t* lengths;  // [passages, width] tokens, -1 where there is no answer
+  float* scores;     // [passages, width], -inf where there is no answer
+};
+
+// Slot by slot the most likely of the allowed tokens and the end, the lower id of equal ones, until
+// the end is chosen; width 1. Only the rows that are reached are read. Throws std::invalid_argument
+// for a row read with NaN, +inf or nothing but -inf.
+void slot_argmax(const SlotSearch& search, const SlotAnswers& answers);
+
+// The `width` best answers of all that the constraint admits; equal scores by their tokens in
+// lexicographic order. Throws as above, for any row.
+void slot_topk(const SlotSearch& search, int64_t width, const SlotAnswers& answers);
+
+// The best spans under a model with a start and an end head. P(i, j) = softmax(start)[i] *
+// softmax(end)[j] over the positions whose mask is set and the null position; spans have
+// i <= j < i + max_length and do not touch the null position.
+struct SpanScores {
+  Rows start, end;                // [rows, cols]
+  const uint8_t* mask = nullptr;  // [rows, cols] positions that may belong to an answer; null: all
+  int64_t null_position = -1;     // stands for "no answer"; -1: there is none
+  int64_t max_length = 1;
+  int64_t k = 1;
+};
+
+// scores, starts, ends: [rows, k], ordered by start logit + end logit (exact in double), then
+// start, then end; padded with -inf, -1, -1. null_scores: [rows], P(null, null), 0 without null
+// position. What the mask leaves out is not read. Throws std::invalid_argument for NaN and +inf.
+void best_spans(const SpanScores& spans, float* scores, int32_t* starts, int32_t* ends,
+                float* null_scores);
 
 // A continuation of one hypothesis. Order: score falling, token rising, parent rising.
 struct Candidate {
@@ -71,9 +126,6 @@ struct BeamStepWorkspace {
   std::vector<Task> tasks;
   size_t num_tasks = 0;
 };
-
-// The error for a row of logits without a finite entry.
-[[noreturn]] void throw_all_masked(int64_t row);
 
 // candidates: one vector per question, best first, at most `width` each.
 void beam_step(const BeamStep& step, BeamStepWorkspace& workspace,

@@ -62,7 +62,7 @@ def topk(x: Any, k: int) -> tuple[Any, Any]:
     TypeError
         If `x` or `k` has another type.
     """
-    rows = _rows("x", x)
+    rows = logit_rows("x", x)
     k = require_int("k", k, 1)
     _refuse_rows("x", np.isnan(rows).any(axis=-1), "NaN")
     ids = _falling_order(rows, k)
@@ -88,7 +88,7 @@ def log_softmax_topk(x: Any, k: int) -> tuple[Any, Any]:
     InputError, TypeError
         As for `topk`, and if a row holds plus infinity.
     """
-    rows = _rows("x", x)
+    rows = logit_rows("x", x)
     k = require_int("k", k, 1)
     _, _, logsumexp = _row_stats("x", rows)
     ids = _falling_order(rows, k)
@@ -124,7 +124,7 @@ def row_stats(x: Any) -> tuple[Any, Any, Any]:
     TypeError
         If `x` has another type.
     """
-    rows = _rows("x", x)
+    rows = logit_rows("x", x)
     shape = tuple(x.shape[:-1])
     largest, argmax, logsumexp = _row_stats("x", rows)
     return (
@@ -202,7 +202,7 @@ def beam_step(
     TypeError
         If an argument has the wrong type.
     """
-    rows = _rows("logits", logits)
+    rows = logit_rows("logits", logits)
     if logits.ndim != 2:
         raise InputError(f"logits: expected 2 dimensions, got {logits.ndim}")
     vocabulary = rows.shape[1]
@@ -266,7 +266,7 @@ def candidate_scores(
     numpy.ndarray
         float32 [K, V].
     """
-    votes = _vote(_softmax(logits), vote, weights)
+    votes = _vote(softmax(logits), vote, weights)
     if forbidden is not None:
         votes[forbidden] = 0.0
     extended = scores.astype(np.float64)[:, None] + np.log(votes + EPS)
@@ -352,7 +352,7 @@ def allowed_mask(
 
 def check_logits(name: str, rows: NDArray[Any]) -> None:
     """Refuse rows [n, V] that hold NaN or plus infinity, or nothing but minus infinity."""
-    _refuse_rows(name, np.isneginf(_finite_max(name, rows)), "only -inf")
+    _refuse_rows(name, np.isneginf(finite_max(name, rows)), "only -inf")
 
 
 def checked_weights(vote: Vote, weights: Any, passages: int) -> Float32 | None:
@@ -366,7 +366,7 @@ def checked_weights(vote: Vote, weights: Any, passages: int) -> Float32 | None:
     return weight_vector("weights", weights, passages)
 
 
-def _softmax(logits: NDArray[Any]) -> Float64:
+def softmax(logits: NDArray[Any]) -> Float64:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
     probs: Float64 = exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -391,7 +391,7 @@ def _vote(probs: Float64, vote: Vote, weights: Float32 | None) -> Float64:
 
 
 def _row_stats(name: str, rows: Float32) -> tuple[Float32, Int32, Float64]:
-    largest = _finite_max(name, rows)
+    largest = finite_max(name, rows)
     empty = np.isneginf(largest)
     argmax = np.where(empty, -1, rows.argmax(axis=-1)).astype(np.int32)
     shift = np.where(empty, 0.0, largest.astype(np.float64))
@@ -422,7 +422,7 @@ def _padded(
     return like(out_values, x), like(out_ids, x)
 
 
-def _rows(name: str, x: Any) -> Float32:
+def logit_rows(name: str, x: Any) -> Float32:
     """Return a float matrix or vector as float32 [rows, V]."""
     array = to_numpy(x)
     if not isinstance(array, np.ndarray):
@@ -436,7 +436,7 @@ def _rows(name: str, x: Any) -> Float32:
     return array.astype(np.float32).reshape(-1, array.shape[-1])
 
 
-def _finite_max(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+def finite_max(name: str, rows: NDArray[Any]) -> NDArray[Any]:
     """Return the maximum of each row, refusing NaN, which it inherits, and plus infinity."""
     with np.errstate(invalid="ignore"):
         largest: NDArray[Any] = rows.max(axis=-1)

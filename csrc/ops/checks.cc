@@ -1,0 +1,27 @@
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "fastmrc/ops.h"
+
+namespace fastmrc {
+
+void throw_all_masked(int64_t row) {
+  throw std::invalid_argument(
+      "logits: expected a finite entry in every row, got only -inf in row " + std::to_string(row));
+}
+
+void check_allowed(const int32_t* begin, const int32_t* end, int64_t vocabulary_size,
+                   int32_t end_id) {
+  if (begin != end && end[-1] >= vocabulary_size) {
+    throw std::invalid_argument("constraint: expected tokens below the vocabulary size " +
+                                std::to_string(vocabulary_size) + ", got " +
+                                std::to_string(end[-1]));
+  }
+  if (std::binary_search(begin, end, end_id)) {
+    throw std::invalid_argument("constraint: expected no end token " + std::to_string(end_id) +
+                                " inside a sequence");
+  }
+}
+
+}  // namespace fastmrc

@@ -1,7 +1,13 @@
-"""Predictions on disk: ``id<TAB>answer`` lines in UTF-8, written so that a run can be resumed."""
+"""Predictions on disk: ``id<TAB>answer`` lines in UTF-8, written so that a run can be resumed.
+
+What others have written may also be one JSON object, ``{"id": "answer", ...}``, as the scripts of
+SQuAD and CMRC 2018 take it.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import stat
@@ -9,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from fastmrc.data import LINE_BREAKS, StrPath, decode_utf8
+from fastmrc.data import LINE_BREAKS, StrPath, check_text, decode_utf8
 from fastmrc.errors import InputError
 
 __all__ = [
@@ -20,6 +26,8 @@ __all__ = [
     "read_predictions",
     "restore_order",
 ]
+
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,13 @@ def prediction_line(question_id: str, answer: str) -> str:
 
 
 def read_predictions(path: StrPath) -> dict[str, str]:
-    """Read ``id<TAB>answer`` lines; the last one may lack its newline.
+    """Read ``id<TAB>answer`` lines, the last of which may lack its newline, or one JSON object.
+
+    Parameters
+    ----------
+    path
+        UTF-8, with or without a byte order mark. It is read as JSON if it holds one object
+        ``{"id": "answer", ...}`` and nothing else.
 
     Returns
     -------
@@ -58,21 +72,57 @@ def read_predictions(path: StrPath) -> dict[str, str]:
     Raises
     ------
     InputError
-        With file and line: not UTF-8, no tab, or an id that was used before.
+        With file and line: not UTF-8, no tab, or an id that was used before. With file and id:
+        an answer in JSON that is not a string, or an id that was used before.
     OSError
         If the file cannot be read.
     """
     name = os.fspath(path)
-    predictions: dict[str, str] = {}
     with open(name, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                question_id, answer = _parse_prediction(raw)
-                if question_id in predictions:
-                    raise InputError(f"id: {question_id!r} was used before")
-            except InputError as error:
-                raise InputError(f"{name}:{number}: {error}") from None
-            predictions[question_id] = answer
+        raw = file.read().removeprefix(_BOM)
+    if raw.lstrip().startswith(b"{"):
+        try:
+            values = json.loads(raw.decode("utf-8"), object_pairs_hook=_UniqueKeys)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            return _parse_lines(name, raw, f" (nor is the file one JSON object: {error})")
+        return _check_answers(name, values)
+    return _parse_lines(name, raw)
+
+
+class _UniqueKeys(dict[str, object]):
+    """A JSON object whose keys differ."""
+
+    def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
+        super().__init__()
+        for key, value in pairs:
+            if key in self:
+                raise InputError(f"id: {key!r} was used before")
+            self[key] = value
+
+
+def _check_answers(name: str, values: dict[str, object]) -> dict[str, str]:
+    predictions: dict[str, str] = {}
+    for question_id, answer in values.items():
+        place = f"{name}: answer of {question_id!r}"
+        if not isinstance(answer, str):
+            got = _shorten(json.dumps(answer, ensure_ascii=False))
+            raise InputError(f"{place}: expected a string, got {got}")
+        predictions[question_id] = check_text(place, answer)
+    return predictions
+
+
+def _parse_lines(name: str, raw: bytes, hint: str = "") -> dict[str, str]:
+    predictions: dict[str, str] = {}
+    for number, line in enumerate(io.BytesIO(raw), start=1):
+        try:
+            question_id, answer = _parse_prediction(line)
+            if question_id in predictions:
+                raise InputError(f"id: {question_id!r} was used before")
+        except InputError as error:
+            raise InputError(f"{name}:{number}: {error}{hint}") from None
+        predictions[question_id] = answer
     return predictions
 
 
@@ -221,7 +271,8 @@ def restore_order(path: StrPath, order: Iterable[str]) -> bool:
         Whether the file was out of order.
     """
     name = os.path.realpath(path)
-    predictions = read_predictions(name)
+    with open(name, "rb") as complete:
+        predictions = _parse_lines(name, complete.read())
     ordered = [question_id for question_id in order if question_id in predictions]
     if ordered == list(predictions):
         return False

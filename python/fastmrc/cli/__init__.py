@@ -28,7 +28,7 @@ from fastmrc.errors import InputError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS = ("answer", "predict", "bench")
+COMMANDS = ("answer", "predict", "evaluate", "bench")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -27,7 +27,7 @@ import torch
 import fastmrc
 from fastmrc import reference
 from fastmrc.decoding import beam_search
-from fastmrc.encoder import UniLMEncoder
+from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
 from fastmrc.reference import ReencodingEncoder
 

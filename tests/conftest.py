@@ -206,9 +206,9 @@ def tiny_model_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def packaged_model() -> Any:
     """The packaged model, loaded once; do not change it."""
-    from fastmrc.pretrained import load_masked_lm
+    from fastmrc.pretrained import load_model
 
-    return load_masked_lm()
+    return load_model()
 
 
 @pytest.fixture

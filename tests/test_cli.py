@@ -145,6 +145,7 @@ def test_answer_json(reader: FakeReader, capsys: Output) -> None:
     assert value == entry | {
         "candidates": [entry | {"finished": True}],
         "timings": {"tokenise": 0.1, "encode": 0.3, "decode": 0.1},
+        "no_answer_score": None,
     }
 
 

@@ -15,11 +15,12 @@ from conftest import BERT_TOKENS, save_model
 from numpy.typing import NDArray
 
 import fastmrc
-from fastmrc import decoding, encoder
-from fastmrc.encoder import SUPPORTED_MODEL_TYPES, EncoderSession, UniLMEncoder
+from fastmrc import decoding
+from fastmrc.encoders import unilm as encoder
+from fastmrc.encoders.unilm import SUPPORTED_MODEL_TYPES, EncoderSession, UniLMEncoder
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SearchOptions
-from fastmrc.pretrained import load_masked_lm
+from fastmrc.pretrained import load_model
 from fastmrc.readers.seq2seq import Seq2SeqReader
 from fastmrc.reference.encoder import ReencodingEncoder
 
@@ -118,7 +119,7 @@ def _decode(
 
 @pytest.mark.parametrize("mode", ["extractive", "generative"])
 def test_cached_equals_reencoded(tiny_model_dir: Path, mode: str) -> None:
-    model = load_masked_lm(tiny_model_dir).model
+    model = load_model(tiny_model_dir).model
     lengths = [[7, 20, 3], [1], [], [12, 12, 5, 0, 9]]
     source, results = _decode(
         model, lengths, mode=mode, min_answer_tokens=5, max_answer_tokens=6, beam_size=3
@@ -129,7 +130,7 @@ def test_cached_equals_reencoded(tiny_model_dir: Path, mode: str) -> None:
 
 
 def test_bfloat16(tiny_model_dir: Path) -> None:
-    model = load_masked_lm(tiny_model_dir, dtype="bfloat16").model
+    model = load_model(tiny_model_dir, dtype="bfloat16").model
     source, _ = _decode(model, [[7, 20, 3], [4]], min_answer_tokens=4, max_answer_tokens=5)
     assert 0 < source.largest < 1.0
     head = UniLMEncoder(model)._head
@@ -160,7 +161,7 @@ class Leaving(Compared):
 
 
 def test_rows_move_when_passages_and_questions_leave(tiny_bert_dir: Path) -> None:
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     rng = np.random.default_rng(1)
     rows = _inputs(rng, [9, 4, 17, 30, 6, 8, 21, 2], model.config.vocab_size, END)
     passages = [row[1:-2].tolist() for row in rows]
@@ -179,7 +180,7 @@ def test_rows_move_when_passages_and_questions_leave(tiny_bert_dir: Path) -> Non
 
 def test_the_beam_may_grow(tiny_bert_dir: Path) -> None:
     """A trie may have one first token and many second ones: the cache must hold them."""
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     rows = _inputs(np.random.default_rng(2), [8, 5], model.config.vocab_size, END)
     sequences = [[40, 50 + i, 60 + j, 70, 71] for i in range(2) for j in range(4)]
     source = Compared(model, END, rows, 5)
@@ -203,7 +204,7 @@ def test_look_ahead_saves_calls_and_changes_nothing(
     """Tokens encoded before they are chosen have the logits that they would have had later, be
     these computed at once or, above a limit, when they are asked for."""
     monkeypatch.setattr(encoder, "_LOGITS_AHEAD", limit)
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     lengths = [[30, 12, 17]]
     found = {}
     for look_ahead in (0, 1, 4):
@@ -220,7 +221,7 @@ def test_look_ahead_saves_calls_and_changes_nothing(
 
 def test_prefill_batches(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut into several forward passes by the token budget, the rows stay the same."""
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     lengths = [[30, 2, 17, 9], [28, 28], [1, 40]]
     one, results = _decode(model, lengths, min_answer_tokens=3, max_answer_tokens=4)
     monkeypatch.setattr(encoder, "_PREFILL_TOKENS", 64)
@@ -232,7 +233,7 @@ def test_prefill_batches(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_padding_is_bounded(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_PREFILL_TOKENS", 100)
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     shapes: list[tuple[int, ...]] = []
     unilm = UniLMEncoder(model)
     forward = unilm.forward
@@ -252,7 +253,7 @@ def test_padding_is_bounded(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_head_sees_only_rows_that_count(tiny_model_dir: Path) -> None:
-    loaded = load_masked_lm(tiny_model_dir)
+    loaded = load_model(tiny_model_dir)
     rows: list[int] = []
     unilm = UniLMEncoder(loaded.model)
     for module in unilm._head[:1]:
@@ -291,13 +292,13 @@ def test_the_head_sees_only_rows_that_count(tiny_model_dir: Path) -> None:
 
 
 def test_no_rows(tiny_bert_dir: Path) -> None:
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     logits = UniLMEncoder(model).session([], 4).prefill()
     assert logits.shape == (0, model.config.vocab_size)
 
 
 def test_input_longer_than_the_positions(tiny_model_dir: Path) -> None:
-    unilm = UniLMEncoder(load_masked_lm(tiny_model_dir).model)
+    unilm = UniLMEncoder(load_model(tiny_model_dir).model)
     assert unilm.max_positions == 512
     row = np.full(510, 7, np.int32)
     unilm.session([row], 2).prefill()
@@ -349,7 +350,7 @@ def test_other_families_are_refused_by_the_reader(tmp_path: Path) -> None:
 
 
 def test_a_decoder_is_refused(tiny_bert_dir: Path) -> None:
-    model = load_masked_lm(tiny_bert_dir).model
+    model = load_model(tiny_bert_dir).model
     model.config.is_decoder = True
     with pytest.raises(UnsupportedModelError, match="expected an encoder, got is_decoder=True"):
         UniLMEncoder(model)
@@ -382,7 +383,7 @@ def test_the_check_refuses_wrong_logits(
     tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if transformers had changed what it does with cache, mask, positions or types."""
-    loaded = load_masked_lm(tiny_bert_dir)
+    loaded = load_model(tiny_bert_dir)
     forward = UniLMEncoder.forward
 
     def without_mask(self: Any, tokens: Any, positions: Any, mask: Any, *rest: Any) -> Any:
@@ -411,20 +412,13 @@ def test_the_check_refuses_wrong_logits(
 
 
 def test_the_check_sees_another_head(tiny_bert_dir: Path) -> None:
-    loaded = load_masked_lm(tiny_bert_dir)
+    loaded = load_model(tiny_bert_dir)
     unilm = UniLMEncoder(loaded.model)
     unilm._head = [copy.deepcopy(module) for module in unilm._head]
     with torch.no_grad():
         next(unilm._head[0].parameters()).mul_(1.5)
     with pytest.raises(UnsupportedModelError, match="largest difference of"):
         unilm.check(END)
-
-
-def test_dtype_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, name in ((set(), "float32"), ({"amx_bf16"}, "bfloat16"), ({"avx2"}, "float32")):
-        monkeypatch.setattr(encoder, "_cpu_flags", lambda flags=flags: flags)
-        assert encoder.resolve_dtype("auto", "cpu") == name
-    assert encoder.resolve_dtype("float32", "cpu") == "float32"
 
 
 @pytest.mark.parametrize(
@@ -441,13 +435,13 @@ def test_loading_refuses(arguments: dict[str, Any], message: str, tiny_bert_dir:
 
 
 def test_a_reader_in_training_mode_of_torch_keeps_no_graph(tiny_bert_dir: Path) -> None:
-    unilm = UniLMEncoder(load_masked_lm(tiny_bert_dir).model)
+    unilm = UniLMEncoder(load_model(tiny_bert_dir).model)
     rows = _inputs(np.random.default_rng(5), [4], 60, END)
     assert not unilm.session(rows, 1).prefill().requires_grad
 
 
 def test_the_model_of_a_reader_is_not_changed(tiny_bert_dir: Path) -> None:
-    loaded = load_masked_lm(tiny_bert_dir)
+    loaded = load_model(tiny_bert_dir)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     reader = Seq2SeqReader(replace(loaded, normalization="original"))
     reader.answer("谁在北京", ["上海 北京", "天气"], mode="generative")

@@ -20,8 +20,9 @@ from conftest import BERT_TOKENS, save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from fastmrc import pretrained
 from fastmrc.errors import InputError, UnsupportedModelError
-from fastmrc.pretrained import LoadedModel, load_masked_lm, packaged_model_path
+from fastmrc.pretrained import LoadedModel, load_model, packaged_model_path
 
 FULL_WIDTH = "０１２３４５６７８９ＡＢＣＸＹＺａｂｃｘｙｚ"
 TEXT = "中国的天气, 2012年"
@@ -128,7 +129,7 @@ def test_loading_prints_nothing_and_restores_the_library(
 
     library_logging.set_verbosity(logging.INFO)
     try:
-        load_masked_lm()
+        load_model()
         assert library_logging.get_verbosity() == logging.INFO
         assert library_logging.is_progress_bar_enabled()
     finally:
@@ -152,7 +153,7 @@ def test_import_does_not_load_torch_or_transformers() -> None:
 
 
 def test_every_family_loads(tiny_model_dir: Path) -> None:
-    loaded = load_masked_lm(tiny_model_dir)
+    loaded = load_model(tiny_model_dir)
     assert loaded.tokenizer.is_fast
     assert loaded.normalization == "none"
     assert loaded.source == str(tiny_model_dir)
@@ -160,30 +161,40 @@ def test_every_family_loads(tiny_model_dir: Path) -> None:
 
 
 def test_path_may_be_text(tiny_bert_dir: Path) -> None:
-    assert load_masked_lm(str(tiny_bert_dir)).source == str(tiny_bert_dir)
+    assert load_model(str(tiny_bert_dir)).source == str(tiny_bert_dir)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "float32"])
 def test_dtype(tiny_bert_dir: Path, dtype: torch.dtype | str) -> None:
-    model = load_masked_lm(tiny_bert_dir, dtype=dtype, device="cpu").model
+    model = load_model(tiny_bert_dir, dtype=dtype, device="cpu").model
     assert str(model.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
 
 
+def test_dtype_auto(monkeypatch: pytest.MonkeyPatch, tiny_bert_dir: Path) -> None:
+    for flags, dtype in (
+        (set(), torch.float32),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx2"}, torch.float32),
+    ):
+        monkeypatch.setattr(pretrained, "_cpu_flags", lambda flags=flags: flags)
+        assert load_model(tiny_bert_dir, dtype="auto").model.dtype == dtype
+
+
 def test_sharded_weights(tiny_bert_dir: Path, bert_copy: Path) -> None:
-    loaded = load_masked_lm(bert_copy)
+    loaded = load_model(bert_copy)
     (bert_copy / "model.safetensors").unlink()
     loaded.model.save_pretrained(bert_copy, max_shard_size="20KB")
     assert (bert_copy / "model.safetensors.index.json").is_file()
-    assert torch.equal(logits_of(load_masked_lm(bert_copy)), logits_of(loaded))
+    assert torch.equal(logits_of(load_model(bert_copy)), logits_of(loaded))
     shard = sorted(bert_copy.glob("model-*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(UnsupportedModelError, match=f"{shard.name} is named in .* but missing"):
-        load_masked_lm(bert_copy)
+        load_model(bert_copy)
 
 
 def test_settings_file_may_only_name_the_normalization(bert_copy: Path) -> None:
     (bert_copy / "fastmrc.json").write_text('{"normalization": "original"}', encoding="utf-8")
-    assert load_masked_lm(bert_copy).normalization == "original"
+    assert load_model(bert_copy).normalization == "original"
 
 
 def test_hub_model_from_the_cache(
@@ -198,11 +209,11 @@ def test_hub_model_from_the_cache(
     for name in ("main", "v1"):
         (cached / "refs").mkdir(exist_ok=True)
         (cached / "refs" / name).write_text(commit, encoding="utf-8")
-    loaded = load_masked_lm("someone/tiny", revision="v1", local_files_only=True)
+    loaded = load_model("someone/tiny", revision="v1", local_files_only=True)
     assert loaded.source == "someone/tiny"
-    assert torch.equal(logits_of(loaded), logits_of(load_masked_lm(tiny_bert_dir)))
+    assert torch.equal(logits_of(loaded), logits_of(load_model(tiny_bert_dir)))
     with pytest.raises(InputError, match="'someone/tiny' is no directory.* at revision 'v2'"):
-        load_masked_lm("someone/tiny", revision="v2", local_files_only=True)
+        load_model("someone/tiny", revision="v2", local_files_only=True)
 
 
 # What is refused
@@ -210,7 +221,7 @@ def test_hub_model_from_the_cache(
 
 def refusal(directory: Path | str, **options: Any) -> str:
     with pytest.raises(UnsupportedModelError) as caught:
-        load_masked_lm(directory, **options)
+        load_model(directory, **options)
     message = str(caught.value)
     assert str(directory) in message
     assert "\n" not in message
@@ -220,26 +231,26 @@ def refusal(directory: Path | str, **options: Any) -> str:
 @pytest.mark.parametrize("name", ["/no/such/dir", "./no-such", "a/b/c", "~/no-such-dir", ""])
 def test_missing_directory(name: str) -> None:
     with pytest.raises(InputError, match="there is no directory|hub"):
-        load_masked_lm(name or Path("no-such-dir"), local_files_only=True)
+        load_model(name or Path("no-such-dir"), local_files_only=True)
 
 
 def test_unknown_hub_id() -> None:
     with pytest.raises(InputError, match="'no/such-model' is no directory, and the hub's cache"):
-        load_masked_lm("no/such-model", local_files_only=True)
+        load_model("no/such-model", local_files_only=True)
     with pytest.raises(InputError, match="'no/such-model' is no directory"):
-        load_masked_lm("no/such-model")
+        load_model("no/such-model")
 
 
 def test_wrong_arguments(tiny_bert_dir: Path) -> None:
     wrong_path: Any = 3
     with pytest.raises(InputError, match="path_or_id: expected a path or a hub id, got int"):
-        load_masked_lm(wrong_path)
+        load_model(wrong_path)
     with pytest.raises(InputError, match="expected a directory, got the file"):
-        load_masked_lm(tiny_bert_dir / "config.json")
+        load_model(tiny_bert_dir / "config.json")
     with pytest.raises(InputError, match="dtype: expected one of .*, got 'int8'"):
-        load_masked_lm(tiny_bert_dir, dtype="int8")
+        load_model(tiny_bert_dir, dtype="int8")
     with pytest.raises(InputError, match="device: expected .*, got 'abacus'"):
-        load_masked_lm(tiny_bert_dir, device="abacus")
+        load_model(tiny_bert_dir, device="abacus")
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.int8 import dequantize_rows, load_int8_weights, quantize_rows, save_int8_weights
-from fastmrc.pretrained import load_masked_lm
+from fastmrc.pretrained import load_model
 from fastmrc.quantize import main, quantize_model
 
 
@@ -73,8 +73,8 @@ def test_only_matrices_are_quantised(weight: torch.Tensor, tmp_path: Path) -> No
 
 def test_model_round_trip(tiny_model_dir: Path, tmp_path: Path) -> None:
     quantize_model(tiny_model_dir, tmp_path)
-    before = load_masked_lm(tiny_model_dir)
-    after = load_masked_lm(tmp_path)
+    before = load_model(tiny_model_dir)
+    after = load_model(tmp_path)
     assert type(after.model) is type(before.model)
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
     stored = load_file(tmp_path / "model.safetensors")
@@ -132,7 +132,7 @@ def test_int8_without_its_scale(tiny_bert_dir: Path, tmp_path: Path, change: str
         stored[f"{name}.scale"] = scale[:-1].clone()
     save_file(stored, path)
     with pytest.raises(UnsupportedModelError, match=f"scale per row for the int8 tensor {name}"):
-        load_masked_lm(tmp_path)
+        load_model(tmp_path)
 
 
 def test_truncated_int8_weights(tiny_bert_dir: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_truncated_int8_weights(tiny_bert_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UnsupportedModelError, match="damaged or not complete"):
-        load_masked_lm(tmp_path)
+        load_model(tmp_path)
 
 
 def test_command_line(

@@ -15,10 +15,11 @@ import torch
 
 import fastmrc
 from fastmrc import Answer, InputError, Seq2SeqReader, Span, reference
-from fastmrc.encoder import UniLMEncoder
+from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
-from fastmrc.pretrained import LoadedModel, load_masked_lm
-from fastmrc.readers.base import Decoded, PreparedQuestion, Reader
+from fastmrc.pretrained import LoadedModel, load_model
+from fastmrc.readers.base import PreparedQuestion
+from fastmrc.readers.beam import BeamReader, Decoded
 from fastmrc.types import Hypothesis, SearchResult
 
 QUESTION = "北京在哪里?"
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def tiny(tiny_bert_dir: Path) -> LoadedModel:
-    return load_masked_lm(tiny_bert_dir)
+    return load_model(tiny_bert_dir)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_engine_equals_oracle(
 
 @pytest.mark.parametrize("mode", ["extractive", "generative"])
 def test_every_family_equals_the_oracle(tiny_model_dir: Path, mode: str) -> None:
-    loaded = load_masked_lm(tiny_model_dir)
+    loaded = load_model(tiny_model_dir)
     ours = Seq2SeqReader(loaded)
     theirs = reference.Seq2SeqReader(loaded)
     for question in (QUESTION, "何月?"):
@@ -222,7 +223,7 @@ def test_timings(reader: Seq2SeqReader, oracle: reference.Seq2SeqReader) -> None
 Script = Callable[[PreparedQuestion], Sequence[str]]
 
 
-class Scripted(Reader):
+class Scripted(BeamReader):
     """A reader whose search finds given texts; everything else is that of the readers."""
 
     def __init__(self, loaded: LoadedModel, found: Script, leaves: Sequence[int] = ()) -> None:
@@ -344,11 +345,10 @@ def test_windows_cite_the_whole_passage(tiny: LoadedModel) -> None:
 
 
 def test_windows_vote_each(tiny: LoadedModel) -> None:
-    seen: list[list[int]] = []
+    seen: list[tuple[list[int], list[float]]] = []
 
     def found(question: PreparedQuestion) -> list[str]:
-        seen.append([window.passage for window in question.windows])
-        assert question.weights is None or len(question.weights) == len(question.windows)
+        seen.append(([window.passage for window in question.windows], question.window_weights()))
         return ["一"]
 
     one = Scripted(tiny, found)
@@ -362,7 +362,10 @@ def test_windows_vote_each(tiny: LoadedModel) -> None:
         vote="weighted",
         passage_weights=[1.0, 2.0, 3.0],
     )
-    assert seen == [[0, 0, 0, 0, 2]] * 2
+    assert seen == [
+        ([0, 0, 0, 0, 2], [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ([0, 0, 0, 0, 2], [1.0, 1.0, 1.0, 1.0, 3.0]),
+    ]
 
 
 def test_generated_text_has_no_spaces_between_chinese(tiny: LoadedModel) -> None:

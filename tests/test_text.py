@@ -175,6 +175,6 @@ def test_windows_cover_every_token_once_or_share_the_stride() -> None:
 def test_piece() -> None:
     from fastmrc.text import TokenizedText
 
-    whole = TokenizedText(np.arange(5), np.arange(5) * 2, np.arange(5) * 2 + 1)
+    whole = TokenizedText(np.arange(5), np.arange(5) * 2, np.arange(5) * 2 + 1, np.arange(5))
     piece = whole.piece(3, 9)
     assert (piece.token_ids.tolist(), piece.starts.tolist()) == ([3, 4], [6, 8])

@@ -16,15 +16,19 @@ from fastmrc.types import Answer, Candidate, Span, Timings
 if TYPE_CHECKING:
     from fastmrc import ops, reference
     from fastmrc.constraints import SpanIndex, Trie
+    from fastmrc.readers.mlm import MLMReader
     from fastmrc.readers.seq2seq import Seq2SeqReader
+    from fastmrc.readers.span import SpanReader
 
 __all__ = [
     "Answer",
     "Candidate",
     "InputError",
+    "MLMReader",
     "Seq2SeqReader",
     "Span",
     "SpanIndex",
+    "SpanReader",
     "Timings",
     "Trie",
     "UnsupportedModelError",
@@ -38,8 +42,10 @@ __all__ = [
 
 # Public names that are imported on first use: name -> (module, attribute or None for the module).
 _LAZY = {
+    "MLMReader": ("fastmrc.readers.mlm", "MLMReader"),
     "Seq2SeqReader": ("fastmrc.readers.seq2seq", "Seq2SeqReader"),
     "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
+    "SpanReader": ("fastmrc.readers.span", "SpanReader"),
     "Trie": ("fastmrc.constraints", "Trie"),
     "ops": ("fastmrc.ops", None),
     "reference": ("fastmrc.reference", None),

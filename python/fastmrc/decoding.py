@@ -20,7 +20,7 @@ __all__ = ["BatchResult", "LogitsSource", "beam_search"]
 
 
 class LogitsSource(Protocol):
-    """What computes the logits of a search; `fastmrc.encoder.EncoderSession` does."""
+    """What computes the logits of a search; `fastmrc.encoders.unilm.EncoderSession` does."""
 
     def prefill(self) -> Any:
         """Return the logits of the first token, [passages of all questions, V]."""

@@ -1,4 +1,4 @@
-"""Options of a reader call, validated in one place."""
+"""Options of a reader call, validated in one place: one class per reader."""
 
 from __future__ import annotations
 
@@ -9,43 +9,61 @@ from typing import Literal, get_args
 
 from fastmrc.errors import InputError
 
-__all__ = ["Combine", "Finish", "Mode", "SearchOptions", "Vote"]
+__all__ = [
+    "Combine",
+    "Decoding",
+    "Finish",
+    "Mode",
+    "ReaderOptions",
+    "SearchOptions",
+    "SlotOptions",
+    "SpanOptions",
+    "Vote",
+]
 
 Mode = Literal["extractive", "generative"]
 Vote = Literal["original", "mean", "max", "product", "weighted"]
 Finish = Literal["original", "pool"]
 Combine = Literal["step", "answer"]
+Decoding = Literal["greedy", "exact"]
+
+_SPAN_STRIDE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """Keywords of ``Seq2SeqReader.answer``; see there for their meaning."""
+class ReaderOptions:
+    """Keywords that every reader takes.
 
-    beam_size: int = 3
-    mode: Mode = "extractive"
+    Attributes
+    ----------
+    vote
+        How passages agree: ``"original"`` (default) sum s^2 / (1 + sum s), ``"mean"``, ``"max"``,
+        ``"product"`` (geometric mean) or ``"weighted"`` sum w s^2 / (1 + sum w s) with
+        `passage_weights`. The seq2seq reader votes on tokens (see `fastmrc.ops.beam_step`), the
+        others on finished answers, with s the score of an answer in each passage.
+    max_answer_tokens
+        Longest answer, without its end token.
+    no_answer_threshold
+        Answers with a lower score are replaced by the empty one; None (default): never.
+    stride
+        None: passages are cut on the right at `max_passage_tokens`; else they are read in windows
+        that share `stride` tokens.
+    max_passage_tokens, max_question_tokens
+        Limits in tokens.
+    """
+
     vote: Vote = "original"
-    min_answer_tokens: int = 0
     max_answer_tokens: int = 32
-    finish: Finish = "original"
-    length_penalty: float = 1.0
-    combine: Combine = "step"
     no_answer_threshold: float | None = None
     stride: int | None = None
     max_passage_tokens: int = 254
     max_question_tokens: int = 63
-    look_ahead: int = 4
 
     def __post_init__(self) -> None:
-        _require_choice("mode", self.mode, get_args(Mode))
         _require_choice("vote", self.vote, get_args(Vote))
-        _require_choice("finish", self.finish, get_args(Finish))
-        _require_choice("combine", self.combine, get_args(Combine))
-        _require_int("beam_size", self.beam_size, 1)
-        _require_int("min_answer_tokens", self.min_answer_tokens, 0)
-        _require_int("max_answer_tokens", self.max_answer_tokens, max(1, self.min_answer_tokens))
+        _require_int("max_answer_tokens", self.max_answer_tokens, 1)
         _require_int("max_passage_tokens", self.max_passage_tokens, 1)
         _require_int("max_question_tokens", self.max_question_tokens, 1)
-        _require_int("look_ahead", self.look_ahead, 0)
         if self.stride is not None:
             _require_int("stride", self.stride, 0)
             if self.stride >= self.max_passage_tokens:
@@ -53,10 +71,149 @@ class SearchOptions:
                     f"stride: expected less than max_passage_tokens={self.max_passage_tokens}, "
                     f"got {self.stride}"
                 )
-        if not math.isfinite(self.length_penalty):
-            raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
         if self.no_answer_threshold is not None and math.isnan(self.no_answer_threshold):
             raise InputError("no_answer_threshold: expected a number, got NaN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(ReaderOptions):
+    """Keywords of the seq2seq reader.
+
+    Attributes
+    ----------
+    beam_size
+        Hypotheses kept, 1 to the vocabulary size; default 3.
+    mode
+        ``"extractive"`` (default): the answer is a contiguous piece of a passage;
+        ``"generative"``: any text.
+    min_answer_tokens, max_answer_tokens
+        Bounds of the answer's length without its end token; default 0 and 32. With n tokens at
+        most there are n steps, so an answer of n tokens has no end token.
+    finish
+        ``"original"`` (default): the search ends when its best hypothesis ends; ``"pool"``: the
+        usual rule, finished hypotheses compete by score / length ** `length_penalty`.
+    length_penalty
+        For ``finish="pool"``; default 1.0.
+    combine
+        ``"step"`` (default): passages vote on every token; ``"answer"``: each passage is read
+        alone and finished answers vote, s being the geometric mean of an answer's token
+        probabilities; the score is the logarithm of the vote.
+    look_ahead
+        Tokens that are encoded together with one that has a single continuation in the passages,
+        where one question is read at a time; default 4. Changes the number of forward passes, and
+        logits by rounding only; 0: one pass per step. `fastmrc.reference` does not look ahead.
+    max_passage_tokens, max_question_tokens
+        Default 254 and 63, as the original.
+    """
+
+    beam_size: int = 3
+    mode: Mode = "extractive"
+    min_answer_tokens: int = 0
+    finish: Finish = "original"
+    length_penalty: float = 1.0
+    combine: Combine = "step"
+    look_ahead: int = 4
+
+    def __post_init__(self) -> None:
+        _require_choice("mode", self.mode, get_args(Mode))
+        _require_choice("finish", self.finish, get_args(Finish))
+        _require_choice("combine", self.combine, get_args(Combine))
+        _require_int("beam_size", self.beam_size, 1)
+        _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
+        _require_int("look_ahead", self.look_ahead, 0)
+        if not math.isfinite(self.length_penalty):
+            raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotOptions(ReaderOptions):
+    """Keywords of the reader by masked language model.
+
+    Attributes
+    ----------
+    decoding
+        ``"greedy"`` (default): slot by slot the most likely token that goes on within the passage,
+        as the original; ``"exact"``: the best span of each passage under the same score, which
+        greedy can miss.
+    mode
+        ``"extractive"`` (default): the answer is a contiguous piece of a passage;
+        ``"generative"``: any tokens (greedy only).
+    top_k
+        Answers of each passage that take part in the vote, with ``decoding="exact"``; default 1.
+    min_answer_tokens
+        Least length of an answer; default 0. A passage without one so long gives none.
+    max_answer_tokens
+        Number of [MASK] slots, default 16: what the model was trained with matters, as the slots
+        are part of its input.
+    max_passage_tokens, max_question_tokens
+        Default 255 and 63, as the original.
+    """
+
+    decoding: Decoding = "greedy"
+    mode: Mode = "extractive"
+    top_k: int = 1
+    min_answer_tokens: int = 0
+    max_answer_tokens: int = 16
+    max_passage_tokens: int = 255
+
+    def __post_init__(self) -> None:
+        _require_choice("decoding", self.decoding, get_args(Decoding))
+        _require_choice("mode", self.mode, get_args(Mode))
+        _require_int("top_k", self.top_k, 1)
+        _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
+        if self.decoding == "greedy" and self.top_k > 1:
+            raise InputError(
+                f"top_k: expected 1 with decoding 'greedy', which finds one answer per passage, "
+                f"got {self.top_k}"
+            )
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanOptions(ReaderOptions):
+    """Keywords of the reader by start and end heads.
+
+    Attributes
+    ----------
+    top_k
+        Answers of each passage that take part in the vote; default 1.
+    align_to_words
+        Whether spans are widened to whole words (default), as the tokenizer cuts words; may hurt
+        where words are not set apart by spaces and the tokenizer does not know them.
+    handle_impossible_answer
+        Whether a passage may hold no answer; default False. One whose no-answer score (the
+        probability of its null span at [CLS]) exceeds that of its best span leaves the vote; none
+        left: the empty answer.
+    null_score_diff_threshold
+        By how much, in natural logarithms, the no-answer score must exceed the best span's;
+        default 0.0. For ``handle_impossible_answer=True`` only.
+    stride
+        Default 128, or half of `max_passage_tokens` if that is not more. A span found in several
+        windows of a passage counts once, with its best score.
+    max_answer_tokens, max_passage_tokens, max_question_tokens
+        Default 32, 320 and 63.
+    """
+
+    top_k: int = 1
+    align_to_words: bool = True
+    handle_impossible_answer: bool = False
+    null_score_diff_threshold: float = 0.0
+    stride: int | None = _SPAN_STRIDE
+    max_passage_tokens: int = 320
+
+    def __post_init__(self) -> None:
+        if self.stride == _SPAN_STRIDE and self.max_passage_tokens <= _SPAN_STRIDE:
+            object.__setattr__(self, "stride", self.max_passage_tokens // 2)
+        _require_int("top_k", self.top_k, 1)
+        if math.isnan(self.null_score_diff_threshold):
+            raise InputError("null_score_diff_threshold: expected a number, got NaN")
+        super().__post_init__()
+
+
+def _require_lengths(least: object, most: object) -> None:
+    _require_int("min_answer_tokens", least, 0)
+    _require_int("max_answer_tokens", most, max(1, int(least)))  # type: ignore[call-overload]
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Load a masked language model with its tokenizer: the packaged one, a directory or a hub id.
+"""Load a model with its tokenizer: the packaged one, a directory or a hub id.
 
 Weights come from safetensors only, so that loading a model never runs code from its files.
 """
@@ -26,11 +26,14 @@ __all__ = [
     "SETTINGS_FILE",
     "LoadedModel",
     "Normalization",
-    "load_masked_lm",
+    "Task",
+    "load_model",
+    "max_positions",
     "packaged_model_path",
 ]
 
 Normalization = Literal["none", "original"]
+Task = Literal["masked-LM", "question-answering"]
 
 INT8_FORMAT = "int8-per-row"
 SETTINGS_FILE = "fastmrc.json"
@@ -41,7 +44,23 @@ _SHARDS_FILE = "model.safetensors.index.json"
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-_DTYPES = ("float32", "float16", "bfloat16")
+_DTYPES = ("float32", "float16", "bfloat16", "auto")
+# Models whose positions start after the index of the padding token.
+_POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 # Verbosity and progress bars of transformers are global to the process.
 _quiet_lock = threading.RLock()
@@ -49,12 +68,12 @@ _quiet_lock = threading.RLock()
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A masked language model that is ready to run.
+    """A model that is ready to run.
 
     Attributes
     ----------
     model
-        ``...ForMaskedLM`` of transformers in evaluation mode, scaled-dot-product attention.
+        ``...ForMaskedLM`` or ``...ForQuestionAnswering`` of transformers in evaluation mode.
     tokenizer
         Its fast tokenizer, with a [CLS] and a [SEP] token.
     normalization
@@ -83,26 +102,34 @@ def packaged_model_path() -> Path:
     return Path(__file__).resolve().parent / "models" / _PACKAGED_MODEL
 
 
-def load_masked_lm(
+def load_model(
     path_or_id: str | Path | None = None,
     *,
+    task: Task = "masked-LM",
+    attention: str | None = "sdpa",
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
 ) -> LoadedModel:
-    """Load a masked language model and its tokenizer.
+    """Load a model and its tokenizer.
 
     Parameters
     ----------
     path_or_id
-        A directory, the id of a model on the hub, or nothing for the packaged model.
+        A directory, the id of a model on the hub, or nothing for the packaged model (a masked
+        language model).
+    task
+        Which head the model must have.
+    attention
+        Attention implementation of transformers; None: the model's own choice.
     revision
         Branch, tag or commit of a hub model; a directory has none.
     local_files_only
         Whether to use only what the hub's cache on this machine holds.
     dtype
-        float32 (the default), float16 or bfloat16, as a torch dtype or its name.
+        float32 (the default), float16 or bfloat16, as a torch dtype or its name; ``"auto"``:
+        bfloat16 where the hardware multiplies it natively.
     device
         Where the model goes; the CPU by default.
 
@@ -115,8 +142,8 @@ def load_masked_lm(
     InputError
         If there is no such directory or hub model, or `dtype` or `device` cannot be used.
     UnsupportedModelError
-        If the model has no trained masked-LM head, comes as pickle only, is damaged, or has no
-        fast tokenizer that fits it.
+        If the model has no trained head for the task, comes as pickle only, is damaged, or has
+        no fast tokenizer that fits it.
 
     Notes
     -----
@@ -126,30 +153,70 @@ def load_masked_lm(
     """
     import torch
 
-    torch_dtype = _resolve_dtype(dtype)
     torch_device = _resolve_device(device)
+    torch_dtype = _resolve_dtype(dtype, torch_device)
+    if path_or_id is None and task != "masked-LM":
+        raise InputError(
+            f"path_or_id: expected a directory or hub id, as no {task} model comes with fastmrc"
+        )
     directory = _resolve_directory(path_or_id, revision, local_files_only)
     source = str(directory if path_or_id is None else path_or_id)
     settings = _read_settings(directory, source)
     with _quiet_transformers():
         config = _load_config(directory, source)
-        model_class = _masked_lm_class(config, source)
+        model_class = _model_class(config, task, source)
         _check_weight_files(directory, source)
         tokenizer = _load_tokenizer(directory, source)
         _check_vocabulary(tokenizer, config, source)
-        model = _load_model(model_class, directory, config, settings, torch_dtype, source)
+        arguments: dict[str, Any] = {"dtype": torch_dtype}
+        if attention is not None:
+            arguments["attn_implementation"] = attention
+        model, report = _load_weights(
+            model_class, directory, config, settings.int8, source, **arguments
+        )
+        _check_report(report, task, source)
         torch.nn.Module.to(model, torch_device)
     return LoadedModel(model, tokenizer, settings.normalization, source)
 
 
-def _resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model can take; None if its positions have no table."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    after_padding = config.model_type in _POSITIONS_AFTER_PADDING
+    return int(positions) - (config.pad_token_id + 1 if after_padding else 0)
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     import torch
 
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if name == "auto":
+        name = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     resolved: torch.dtype = getattr(torch, name)
     return resolved
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
 
 
 def _resolve_device(device: torch.device | str | None) -> torch.device:
@@ -250,15 +317,18 @@ def _load_config(directory: Path, source: str) -> PreTrainedConfig:
     return config
 
 
-def _masked_lm_class(config: PreTrainedConfig, source: str) -> type[PreTrainedModel]:
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+def _model_class(config: PreTrainedConfig, task: Task, source: str) -> type[PreTrainedModel]:
+    import transformers
 
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    mapping: Any = {
+        "masked-LM": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+        "question-answering": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    }[task]
+    if type(config) not in mapping:
         raise UnsupportedModelError(
-            f"{source}: model type '{config.model_type}' has no masked-LM head in transformers"
+            f"{source}: model type '{config.model_type}' has no {task} head in transformers"
         )
-    model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
-    return cast("type[PreTrainedModel]", model_class)
+    return cast("type[PreTrainedModel]", mapping[type(config)])
 
 
 def _check_weight_files(directory: Path, source: str) -> None:
@@ -335,30 +405,29 @@ def _check_vocabulary(
         )
 
 
-def _load_model(
+def _load_weights(
     model_class: type[PreTrainedModel],
     directory: Path,
     config: PreTrainedConfig,
-    settings: _Settings,
-    dtype: torch.dtype,
+    int8: bool,
     source: str,
-) -> PreTrainedModel:
-    arguments: dict[str, Any] = {"pretrained_model_name_or_path": directory}
-    if settings.int8:
+    **arguments: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model and what transformers says about its weights."""
+    arguments["pretrained_model_name_or_path"] = directory
+    if int8:
         from fastmrc.int8 import load_int8_weights
 
         weights = load_int8_weights(directory / _WEIGHTS_FILE)
-        arguments = {"pretrained_model_name_or_path": None, "state_dict": weights}
+        arguments |= {"pretrained_model_name_or_path": None, "state_dict": weights}
     load: Any = model_class.from_pretrained
     try:
         model, report = load(
             **arguments,
             config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
-            # Both faults are reported and refused below instead of a warning or a long message.
+            # Both faults are reported and refused later instead of a warning or a long message.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -366,16 +435,15 @@ def _load_model(
         raise UnsupportedModelError(
             f"{source}: transformers cannot load the model ({_first_line(error)})"
         ) from error
-    _check_report(report, source)
-    return cast("PreTrainedModel", model)
+    return model, report
 
 
-def _check_report(report: dict[str, Any], source: str) -> None:
+def _check_report(report: dict[str, Any], task: Task, source: str) -> None:
     """Refuse a model in which transformers filled in random weights."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModelError(
-            f"{source}: the checkpoint holds no trained masked-LM model: {len(missing)} weights "
+            f"{source}: the checkpoint holds no trained {task} model: {len(missing)} weights "
             f"are missing, such as {missing[0]}"
         )
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastmrc.errors import InputError
 from fastmrc.int8 import save_int8_weights
-from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_masked_lm
+from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_model
 
 __all__ = ["main", "quantize_model"]
 
@@ -25,7 +25,7 @@ def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
     Parameters
     ----------
     source_dir
-        A model directory that `fastmrc.pretrained.load_masked_lm` accepts.
+        A model directory that `fastmrc.pretrained.load_model` accepts.
     output_dir
         Where the new model goes; made if needed. Tied weights are stored once.
 
@@ -39,7 +39,7 @@ def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
     source, output = Path(source_dir), Path(output_dir)
     if source.resolve() == output.resolve():
         raise InputError(f"output_dir: expected another directory than the source '{source}'")
-    loaded = load_masked_lm(source)
+    loaded = load_model(source)
     tied = set(loaded.model.all_tied_weights_keys)
     weights = {k: v for k, v in loaded.model.state_dict().items() if k not in tied}
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastmrc.pretrained import Normalization
 
-__all__ = ["TextCodec", "TokenizedText", "window_starts"]
+__all__ = ["PairLayout", "TextCodec", "TokenizedText", "window_starts"]
 
 # The original's passage normalization; one character for one, so that offsets stay right.
 _ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
@@ -37,11 +37,15 @@ class TokenizedText:
         int32 [n], without special tokens.
     starts, ends
         int32 [n], half-open character ranges in the caller's text.
+    words
+        int32 [n], index of the word that a token belongs to, as the tokenizer cuts words; -1 for
+        none.
     """
 
     token_ids: NDArray[np.int32]
     starts: NDArray[np.int32]
     ends: NDArray[np.int32]
+    words: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -49,7 +53,44 @@ class TokenizedText:
     def piece(self, start: int, stop: int) -> TokenizedText:
         """Return the tokens [start, stop)."""
         window = slice(start, stop)
-        return TokenizedText(self.token_ids[window], self.starts[window], self.ends[window])
+        return TokenizedText(
+            self.token_ids[window], self.starts[window], self.ends[window], self.words[window]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairLayout:
+    """How a tokenizer joins two texts: ``before + first + between + second + after``.
+
+    Attributes
+    ----------
+    before, between, after
+        Special tokens, int32.
+    types
+        Token type of each of the five parts.
+    """
+
+    before: NDArray[np.int32]
+    between: NDArray[np.int32]
+    after: NDArray[np.int32]
+    types: tuple[int, int, int, int, int]
+
+    @property
+    def num_special(self) -> int:
+        """Number of special tokens."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def join(
+        self, first: NDArray[np.int32], second: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the token ids and token types of an input, int32 [n] each."""
+        parts = [self.before, first, self.between, second, self.after]
+        lengths = [len(part) for part in parts]
+        return np.concatenate(parts), np.repeat(np.array(self.types, dtype=np.int32), lengths)
+
+    def second_at(self, first_tokens: int) -> int:
+        """Return where the second text begins after a first one of so many tokens."""
+        return len(self.before) + first_tokens + len(self.between)
 
 
 class TextCodec:
@@ -77,6 +118,25 @@ class TextCodec:
         self.cls_id = _special_id(tokenizer, "cls_token_id")
         self.sep_id = _special_id(tokenizer, "sep_token_id")
         self.unk_id: int | None = tokenizer.unk_token_id
+        self.mask_id: int | None = tokenizer.mask_token_id
+
+    def pair_layout(self) -> PairLayout:
+        """Return how the tokenizer joins a question and a passage."""
+        joined = self._backend.encode("0", "0")
+        # Index of the text that each token belongs to, None for a special token.
+        owners = joined.sequence_ids
+        first, second = owners.index(0), owners.index(1)
+        after = second + owners.count(1)
+        cuts = [0, first, first + owners.count(0), second, after, len(owners)]
+        ids, types = np.array(joined.ids, dtype=np.int32), joined.type_ids
+        # A part without tokens has no type of its own.
+        part_types = [types[cuts[i]] if cuts[i] < cuts[i + 1] else 0 for i in range(5)]
+        return PairLayout(
+            ids[cuts[0] : cuts[1]],
+            ids[cuts[2] : cuts[3]],
+            ids[cuts[4] : cuts[5]],
+            (part_types[0], part_types[1], part_types[2], part_types[3], part_types[4]),
+        )
 
     def encode_question(self, question: str) -> NDArray[np.int32]:
         """Return the token ids of a question, int32 [n]."""
@@ -110,7 +170,8 @@ def _tokenized(text: str, encoding: Any) -> TokenizedText:
     for i in np.flatnonzero(ends < limits).tolist():
         while ends[i] < limits[i] and unicodedata.category(text[ends[i]]) in ("Mn", "Me"):
             ends[i] += 1
-    return TokenizedText(ids, starts, ends)
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int32)
+    return TokenizedText(ids, starts, ends, words)
 
 
 def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:

@@ -98,15 +98,20 @@ class Answer:
         Answer text; empty if there is no answer. In extractive mode the characters of the
         first span as the caller wrote them.
     score
-        Natural-log score of the answer, 0.0 if there is none.
+        0.0 if there is no answer. Seq2seq reader: natural logarithm of the votes; the others: the
+        vote itself.
     token_ids
         Answer tokens without the end token.
     spans
         Every occurrence in the surviving passages, in order.
     candidates
-        Finished and live hypotheses by falling score, at most the beam size.
+        The n-best list by falling score. Seq2seq reader: finished and live hypotheses, at most the
+        beam size; the others: the answers that passages voted on.
     timings
         Seconds spent on this question.
+    no_answer_score
+        Span reader: the smallest probability of "no answer" over the windows of all passages, None
+        if its model has no position for it. None from the other readers.
     """
 
     text: str = ""
@@ -115,3 +120,4 @@ class Answer:
     spans: list[Span] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     timings: Timings = field(default_factory=Timings)
+    no_answer_score: float | None = None

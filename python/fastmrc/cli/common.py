@@ -7,15 +7,27 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol, TypeAlias, cast, get_args
 
 from fastmrc.data import DataIssue
-from fastmrc.options import Combine, Finish, Mode, SearchOptions, Vote
+from fastmrc.errors import InputError
+from fastmrc.options import (
+    Combine,
+    Decoding,
+    Finish,
+    Mode,
+    ReaderOptions,
+    SearchOptions,
+    SlotOptions,
+    SpanOptions,
+    Vote,
+)
 from fastmrc.types import Answer
 
 __all__ = [
     "METHODS",
+    "Method",
     "Reader",
     "SubParsers",
     "add_json_option",
@@ -30,12 +42,22 @@ __all__ = [
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-# Class of each method, under the same name in fastmrc and in fastmrc.reference.
-METHODS = {"seq2seq": "Seq2SeqReader"}
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A kind of reader: its class, of the same name in fastmrc and in fastmrc.reference."""
+
+    reader: str
+    options: type[ReaderOptions]
+
+
+METHODS = {
+    "seq2seq": Method("Seq2SeqReader", SearchOptions),
+    "mlm": Method("MLMReader", SlotOptions),
+    "span": Method("SpanReader", SpanOptions),
+}
 DTYPES = ("float32", "bfloat16", "auto")
 NORMALIZATIONS = ("original", "none")
-
-_DEFAULTS = SearchOptions()
 
 
 class Reader(Protocol):
@@ -98,21 +120,46 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
 
 def _add_search_options(search: argparse._ArgumentGroup) -> None:
     def add(name: str, text: str, **keywords: Any) -> None:
-        default = getattr(_DEFAULTS, name)
-        shown = "off" if default is None else default
         option = "--" + name.replace("_", "-")
-        search.add_argument(option, help=f"{text} (default: {shown})", **keywords)
+        search.add_argument(option, help=f"{text} ({_defaults(name)})", default=None, **keywords)
 
     add("beam_size", "hypotheses kept at each step", type=int, metavar="K")
+    add("decoding", "slot by slot, or the best span", choices=get_args(Decoding))
     add("mode", "copy a span, or write freely", choices=get_args(Mode))
     add("vote", "how passages agree", choices=get_args(Vote))
+    add("top_k", "answers of each passage that vote", type=int, metavar="K")
     add("min_answer_tokens", "shortest answer", type=int, metavar="N")
     add("max_answer_tokens", "longest answer", type=int, metavar="N")
     add("finish", "when the search ends", choices=get_args(Finish))
     add("length_penalty", "exponent of the length with --finish pool", type=float, metavar="X")
     add("combine", "vote at each step, or on finished answers", choices=get_args(Combine))
     add("no_answer_threshold", "give no answer below this score", type=float, metavar="X")
+    yes_or_no: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    add("handle_impossible_answer", "whether a passage may hold no answer", **yes_or_no)
+    add(
+        "null_score_diff_threshold",
+        "logarithm by which its no-answer score must be higher",
+        type=float,
+        metavar="X",
+    )
+    add("align_to_words", "whether answers are whole words", **yes_or_no)
     add("stride", "read long passages in windows that overlap by N tokens", type=int, metavar="N")
+    add("max_passage_tokens", "cut passages, or windows of them", type=int, metavar="N")
+    add("max_question_tokens", "cut the question", type=int, metavar="N")
+
+
+def _defaults(name: str) -> str:
+    """Say which methods take an option, and its default."""
+    by_default: dict[str, list[str]] = {}
+    for method, kind in METHODS.items():
+        for field in fields(kind.options):
+            if field.name == name and field.default is not MISSING:
+                shown = str(field.default)
+                shown = {"None": "off", "False": "off", "True": "on"}.get(shown, shown)
+                by_default.setdefault(shown, []).append(method)
+    if list(by_default.values()) == [list(METHODS)]:
+        return f"default: {next(iter(by_default))}"
+    return "; ".join(f"{', '.join(who)}: {shown}" for shown, who in by_default.items())
 
 
 def search_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,9 +170,15 @@ def search_options(args: argparse.Namespace) -> dict[str, Any]:
     InputError
         Naming the first option that does not fit.
     """
-    names = (field.name for field in fields(SearchOptions))
+    method = METHODS[args.method]
+    names = {field.name: None for kind in METHODS.values() for field in fields(kind.options)}
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    SearchOptions(**given)
+    known = {field.name for field in fields(method.options)}
+    for name in given:
+        if name not in known:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option}: no option of --method {args.method}")
+    method.options(**given)
     return given
 
 
@@ -164,7 +217,7 @@ def build_reader(args: argparse.Namespace, *, baseline: bool | None = None) -> R
         for name in ("device", "dtype", "normalization", "revision")
         if getattr(args, name) is not None
     }
-    reader_class = getattr(module, METHODS[args.method])
+    reader_class = getattr(module, METHODS[args.method].reader)
     reader = reader_class.from_pretrained(
         args.model, local_files_only=args.local_files_only, **options
     )

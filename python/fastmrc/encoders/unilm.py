@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fastmrc import _C
 
-__all__ = ["SUPPORTED_MODEL_TYPES", "EncoderSession", "UniLMEncoder", "resolve_dtype"]
+__all__ = ["SUPPORTED_MODEL_TYPES", "EncoderSession", "UniLMEncoder"]
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,6 @@ _LOGITS_AHEAD = 1 << 24
 # Padded tokens of one forward pass of the inputs: enough to keep two to sixteen cores busy, little
 # enough that the activations of a BERT-base layer stay in tens of megabytes.
 _PREFILL_TOKENS = 4096
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Turn ``auto`` into bfloat16 where the hardware multiplies it natively, else float32."""
-    if dtype != "auto":
-        return dtype
-    if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    flags = _cpu_flags()
-    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return set()
 
 
 class UniLMEncoder:

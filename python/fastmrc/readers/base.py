@@ -7,9 +7,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +16,24 @@ from numpy.typing import NDArray
 from fastmrc import _C
 from fastmrc.constraints import Automaton, flatten_sequences
 from fastmrc.errors import InputError
-from fastmrc.options import SearchOptions
-from fastmrc.pretrained import LoadedModel, Normalization, load_masked_lm
+from fastmrc.options import ReaderOptions
+from fastmrc.pretrained import LoadedModel, Normalization, Task, load_model, max_positions
+from fastmrc.readers.voting import answer_vote
 from fastmrc.text import TextCodec, TokenizedText, window_starts
-from fastmrc.types import Answer, Candidate, Hypothesis, SearchResult, Span, Timings
+from fastmrc.types import Answer, Candidate, Hypothesis, Span, Timings
 
-__all__ = ["Decoded", "PreparedQuestion", "Reader", "Window"]
-
-_OPTION_NAMES = frozenset(field.name for field in fields(SearchOptions))
+__all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of a passage that takes part in the vote as a passage of its own."""
+    """A piece of a passage that is read on its own."""
 
     passage: int  # index into the caller's list
     text: TokenizedText
-    input_ids: NDArray[np.int32]  # [CLS] passage [SEP] question [SEP]
+    input_ids: NDArray[np.int32]  # the encoder's input
+    token_types: NDArray[np.int32]  # of the encoder's input
+    text_at: int  # where the text begins in the input
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +42,57 @@ class PreparedQuestion:
 
     passages: Sequence[str]
     windows: list[Window]
-    weights: list[float] | None  # one per window
+    weights: Sequence[float] | None  # one per passage
     constraint: Automaton | None
+
+    def window_weights(self) -> list[float]:
+        """Return the weight of the passage of each window, 1.0 without weights."""
+        if self.weights is None:
+            return [1.0] * len(self.windows)
+        return [float(self.weights[window.passage]) for window in self.windows]
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """The search's result for one question and the seconds it took."""
+class Reading:
+    """An answer that one window or passage gives on its own.
 
-    result: SearchResult
-    encode: float
-    decode: float
+    Attributes
+    ----------
+    window
+        Where it was found.
+    token_ids
+        Without the end token; none: no answer.
+    score
+        0 to 1.
+    finished
+        Whether the end token was chosen.
+    surface
+        Characters of the answer where the reader knows its place, else None.
+    """
+
+    window: Window
+    token_ids: list[int]
+    score: float
+    finished: bool = True
+    surface: str | None = None
 
 
 class Reader(ABC):
-    """Base of the seq2seq readers, native and reference.
+    """Base of all readers, native and reference.
 
-    A subclass says how a batch of prepared questions is decoded; everything else is here.
+    A subclass says what its options are, how a window becomes the encoder's input, and how prepared
+    questions are answered; everything else is here.
     """
+
+    task: ClassVar[Task] = "masked-LM"
+    attention: ClassVar[str | None] = None  # implementation of transformers; None: any
+    options_type: ClassVar[type[ReaderOptions]]
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._codec = TextCodec(loaded.tokenizer, loaded.normalization)
         self._vocabulary_size = int(loaded.model.config.vocab_size)
+        self._max_positions = max_positions(loaded.model.config)
 
     @classmethod
     def from_pretrained(
@@ -82,8 +110,7 @@ class Reader(ABC):
         Parameters
         ----------
         path_or_id
-            Directory or hub id of a masked language model fine-tuned as a UniLM reader; nothing:
-            the packaged model.
+            Directory or hub id of a model fine-tuned for this reader; nothing: the packaged model.
         device
             ``"cpu"`` (default) or a CUDA device.
         dtype
@@ -102,17 +129,17 @@ class Reader(ABC):
         UnsupportedModelError
             If the model cannot serve this reader.
         """
-        from fastmrc.encoder import resolve_dtype
-
         if dtype not in ("float32", "bfloat16", "auto"):
             raise InputError(f"dtype: expected float32, bfloat16 or auto, got {dtype!r}")
         if normalization not in (None, "original", "none"):
             raise InputError(f"normalization: expected original or none, got {normalization!r}")
-        loaded = load_masked_lm(
+        loaded = load_model(
             path_or_id,
+            task=cls.task,
+            attention=cls.attention,
             revision=revision,
             local_files_only=local_files_only,
-            dtype=resolve_dtype(dtype, device or "cpu"),
+            dtype=dtype,
             device=device,
         )
         if normalization is not None:
@@ -140,39 +167,10 @@ class Reader(ABC):
             One finite number >= 0 per passage, for the vote ``"weighted"``.
         constraint
             Automaton over token ids that replaces the constraint of the mode, for instance a
-            `fastmrc.Trie` of the admissible answers.
-        beam_size
-            Hypotheses kept, 1 to the vocabulary size; default 3.
-        mode
-            ``"extractive"`` (default): the answer is a contiguous piece of a passage;
-            ``"generative"``: any text.
-        vote
-            How passages agree on a token: ``"original"`` (default), ``"mean"``, ``"max"``,
-            ``"product"`` or ``"weighted"``; see `fastmrc.ops.beam_step`.
-        min_answer_tokens, max_answer_tokens
-            Bounds of the answer's length without its end token; default 0 and 32. With n tokens at
-            most there are n steps, so an answer of n tokens has no end token.
-        finish
-            ``"original"`` (default): the search ends when its best hypothesis ends; ``"pool"``: the
-            usual rule, finished hypotheses compete by score / length ** `length_penalty`.
-        length_penalty
-            For ``finish="pool"``; default 1.0.
-        combine
-            ``"step"`` (default): passages vote on every token; ``"answer"``: each passage is read
-            alone and finished answers vote: s of an answer is the geometric mean of its token
-            probabilities, equal answers count sum s^2 / (1 + sum s), the score is its logarithm.
-        no_answer_threshold
-            Answers with a lower score are replaced by the empty one; None (default): never.
-        stride
-            None (default): passages are cut on the right at `max_passage_tokens`; else they are
-            read in windows that share `stride` tokens, each voting as a passage.
-        max_passage_tokens, max_question_tokens
-            Limits in tokens; default 254 and 63.
-        look_ahead
-            Tokens that are encoded together with one that has a single continuation in the
-            passages, where one question is read at a time; default 4. Changes the number of forward
-            passes, and logits by rounding only; 0: one pass per step. `fastmrc.reference` does not
-            look ahead.
+            `fastmrc.Trie` of the admissible answers. Not for `SpanReader`.
+        **options
+            Fields of the reader's options: `fastmrc.options.SearchOptions` for `Seq2SeqReader`,
+            `SlotOptions` for `MLMReader`, `SpanOptions` for `SpanReader`.
 
         Returns
         -------
@@ -218,12 +216,7 @@ class Reader(ABC):
         list of Answer
             In the order of the questions.
         """
-        search_options = _search_options(options)
-        if search_options.beam_size > self._vocabulary_size:
-            raise InputError(
-                f"beam_size: expected at most the vocabulary size {self._vocabulary_size}, "
-                f"got {search_options.beam_size}"
-            )
+        checked = self._checked_options(options)
         pairs = list(questions)
         _check_per_question("passage_weights", passage_weights, len(pairs))
         _check_per_question("constraints", constraints, len(pairs))
@@ -234,24 +227,38 @@ class Reader(ABC):
                 pair,
                 None if passage_weights is None else passage_weights[i],
                 None if constraints is None else constraints[i],
-                search_options,
+                checked,
             )
             for i, pair in enumerate(pairs)
         ]
         tokenise = (time.perf_counter() - begin) / max(1, len(pairs))
-        if search_options.combine == "answer":
-            return self._answer_by_passage(prepared, search_options, tokenise, progress)
-        decoded = self._decode(prepared, search_options, progress)
+        answers = self._answer_prepared(prepared, checked, progress)
         return [
-            self._assemble(question, item, search_options, tokenise)
-            for question, item in zip(prepared, decoded, strict=True)
+            replace(answer, timings=replace(answer.timings, tokenise=tokenise))
+            for answer in answers
         ]
 
     @abstractmethod
-    def _decode(
-        self, questions: Sequence[PreparedQuestion], options: SearchOptions, progress: bool
-    ) -> list[Decoded]:
-        """Run the search for each question; one without windows has no answer."""
+    def _answer_prepared(
+        self, questions: list[PreparedQuestion], options: Any, progress: bool
+    ) -> list[Answer]:
+        """Answer the questions; one without windows has no answer."""
+
+    @abstractmethod
+    def _window(
+        self, passage: int, piece: TokenizedText, question_ids: NDArray[np.int32], options: Any
+    ) -> Window:
+        """Build the encoder's input for a piece of a passage."""
+
+    def _checked_options(self, options: dict[str, Any]) -> ReaderOptions:
+        names = {field.name for field in fields(self.options_type)}
+        unknown = sorted(set(options) - names)
+        if unknown:
+            raise TypeError(
+                f"answer: unexpected keyword {', '.join(unknown)}; "
+                f"expected {', '.join(sorted(names))}"
+            )
+        return self.options_type(**options)
 
     def _prepare(
         self,
@@ -259,7 +266,7 @@ class Reader(ABC):
         pair: tuple[str, Sequence[str]],
         weights: Sequence[float] | None,
         constraint: Automaton | None,
-        options: SearchOptions,
+        options: ReaderOptions,
     ) -> PreparedQuestion:
         question, passages = _checked_pair(name, pair)
         if (weights is None) == (options.vote == "weighted"):
@@ -275,61 +282,40 @@ class Reader(ABC):
                 continue  # nothing to read: takes no part
             for start in window_starts(len(text), options.max_passage_tokens, options.stride):
                 piece = text.piece(start, start + options.max_passage_tokens)
-                windows.append(Window(p, piece, self._input_ids(piece, question_ids)))
-        window_weights = None if weights is None else [float(weights[w.passage]) for w in windows]
-        return PreparedQuestion(passages, windows, window_weights, constraint)
+                windows.append(self._window(p, piece, question_ids, options))
+        return PreparedQuestion(passages, windows, weights, constraint)
 
-    def _input_ids(
-        self, piece: TokenizedText, question_ids: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
-        cls, sep = [self._codec.cls_id], [self._codec.sep_id]
-        parts = [cls, piece.token_ids, sep, question_ids, sep]
+    def _joined(self, *parts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
         return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
-    def _assemble(
-        self,
-        question: PreparedQuestion,
-        decoded: Decoded,
-        options: SearchOptions,
-        tokenise: float,
-    ) -> Answer:
-        begin = time.perf_counter()
-        result = decoded.result
-        windows = [
-            window
-            for window, stays in zip(question.windows, result.surviving, strict=True)
-            if stays
-        ]
-        candidates = [self._candidate(question, windows, h, options) for h in result.hypotheses]
-        best = None
-        if result.best is not None:
-            best = next(
-                candidate
-                for candidate, h in zip(candidates, result.hypotheses, strict=True)
-                if h == result.best
+    def _check_length(self, tokens: int) -> None:
+        if self._max_positions is not None and tokens > self._max_positions:
+            raise InputError(
+                f"passages: expected inputs of at most {self._max_positions} tokens, the positions "
+                f"of the model, got {tokens}; lower max_passage_tokens, max_question_tokens or "
+                f"max_answer_tokens"
             )
-        decode = decoded.decode + time.perf_counter() - begin
-        timings = Timings(tokenise, decoded.encode, decode)
-        return _to_answer(best, candidates, options, timings)
 
     def _candidate(
         self,
         question: PreparedQuestion,
-        windows: list[Window],
-        hypothesis: Hypothesis,
-        options: SearchOptions,
+        windows: Sequence[Window],
+        reading: Reading | Hypothesis,
+        extractive: bool,
+        surface: str | None = None,
     ) -> Candidate:
-        spans = self._spans(question, windows, hypothesis.token_ids)
-        if options.mode == "extractive" and spans:
+        """Locate an answer in these windows and give it its text."""
+        spans = self._spans(question, windows, reading.token_ids, surface)
+        if extractive and spans:
             text = _cut(question.passages, spans[0])
         else:
-            text = self._codec.decode(hypothesis.token_ids)
-        return Candidate(text, hypothesis.score, hypothesis.token_ids, spans, hypothesis.finished)
+            text = self._codec.decode(reading.token_ids)
+        return Candidate(text, reading.score, reading.token_ids, spans, reading.finished)
 
     def _spans(
         self,
         question: PreparedQuestion,
-        windows: list[Window],
+        windows: Sequence[Window],
         token_ids: list[int],
         surface: str | None = None,
     ) -> list[Span]:
@@ -354,93 +340,63 @@ class Reader(ABC):
             ordered = [span for span in ordered if _cut(question.passages, span) == surface]
         return ordered
 
-    def _answer_by_passage(
-        self,
-        questions: list[PreparedQuestion],
-        options: SearchOptions,
-        tokenise: float,
-        progress: bool,
-    ) -> list[Answer]:
-        """Read every window alone and let finished answers vote (``combine="answer"``)."""
-        alone = [
-            PreparedQuestion(question.passages, [window], None, question.constraint)
-            for question in questions
-            for window in question.windows
-        ]
-        weights = [w for question in questions for w in question.weights or ()]
-        # One passage has nobody to agree with: its own probabilities are the score.
-        decoded = self._decode(alone, replace(options, vote="mean"), progress)
-        ends = np.cumsum([0] + [len(question.windows) for question in questions])
-        answers = []
-        for question, (first, last) in zip(questions, pairwise(ends.tolist()), strict=True):
-            begin = time.perf_counter()
-            group = decoded[first:last]
-            candidates = self._vote_on_answers(
-                question, group, weights[first:last] or [1.0] * len(group), options
-            )
-            timings = Timings(
-                tokenise,
-                sum(item.encode for item in group),
-                sum(item.decode for item in group) + time.perf_counter() - begin,
-            )
-            best = candidates[0] if candidates else None
-            answers.append(_to_answer(best, candidates[: options.beam_size], options, timings))
-        return answers
-
-    def _vote_on_answers(
+    def _vote(
         self,
         question: PreparedQuestion,
-        group: Sequence[Decoded],
+        voters: Sequence[Sequence[Reading]],
         weights: Sequence[float],
-        options: SearchOptions,
+        surviving: Sequence[Window],
+        options: ReaderOptions,
+        extractive: bool = True,
     ) -> list[Candidate]:
-        """Merge the answers of the windows; best first, ties to the first window."""
-        merged: dict[tuple[tuple[int, ...], str | None], tuple[float, float, Candidate]] = {}
-        surviving = [
-            window
-            for window, item in zip(question.windows, group, strict=True)
-            if item.result.surviving[0]
-        ]
-        for window, item, weight in zip(question.windows, group, weights, strict=True):
-            best = item.result.best
-            if best is None or not best.token_ids:
-                continue  # empty answers take no part
-            own = self._candidate(question, [window], best, options)
-            key = (tuple(best.token_ids), self._surface(question, own))
-            s = math.exp(_mean_log_probability(best, options))
-            total, squares, candidate = merged.get(key, (0.0, 0.0, own))
-            merged[key] = (total + weight * s, squares + weight * s * s, candidate)
+        """Let windows or passages vote on finished answers.
+
+        Parameters
+        ----------
+        question
+            The question.
+        voters
+            For each window or passage its answers, best first; empty ones take no part.
+        weights
+            One per voter.
+        surviving
+            Windows in which occurrences are cited.
+        options
+            With the vote.
+        extractive
+            Whether answers are written as in the passages.
+
+        Returns
+        -------
+        list of Candidate
+            One per decoded text, best first, ties to the first voter; the score is the vote.
+        """
+        heard: dict[tuple[str, str | None], dict[int, float]] = {}  # score by voter
+        first: dict[tuple[str, str | None], Reading] = {}
+        for v, readings in enumerate(voters):
+            for reading in readings:
+                if reading.token_ids:
+                    key = (self._codec.decode(reading.token_ids), self._surface(question, reading))
+                    first.setdefault(key, reading)
+                    heard.setdefault(key, {}).setdefault(v, reading.score)
         candidates = []
-        for (_, surface), (total, squares, candidate) in merged.items():
-            spans = self._spans(question, surviving, candidate.token_ids, surface)
-            vote = squares / (1.0 + total)
-            score = math.log(vote) if vote > 0 else -math.inf
-            candidates.append(replace(candidate, score=score, spans=spans or candidate.spans))
+        for key, scores in heard.items():
+            given = [weights[v] for v in scores]
+            score = answer_vote(list(scores.values()), given, len(voters), options.vote)
+            reading = replace(first[key], score=score)
+            candidates.append(self._candidate(question, surviving, reading, extractive, key[1]))
         return sorted(candidates, key=lambda candidate: -candidate.score)  # stable
 
-    def _surface(self, question: PreparedQuestion, candidate: Candidate) -> str | None:
+    def _surface(self, question: PreparedQuestion, reading: Reading) -> str | None:
         """Return what tells apart answers of the same tokens; None if they are the same text."""
-        if self._codec.unk_id not in candidate.token_ids:
+        if self._codec.unk_id not in reading.token_ids:
             return None
-        return _cut(question.passages, candidate.spans[0]) if candidate.spans else candidate.text
-
-
-def _mean_log_probability(hypothesis: Hypothesis, options: SearchOptions) -> float:
-    length = len(hypothesis.token_ids) + hypothesis.finished
-    total = hypothesis.score
-    if options.finish == "pool":
-        total *= length**options.length_penalty
-    return total / length
-
-
-def _search_options(options: dict[str, Any]) -> SearchOptions:
-    unknown = sorted(set(options) - _OPTION_NAMES)
-    if unknown:
-        raise TypeError(
-            f"answer: unexpected keyword {', '.join(unknown)}; "
-            f"expected {', '.join(sorted(_OPTION_NAMES))}"
-        )
-    return SearchOptions(**options)
+        if reading.surface is not None:
+            return reading.surface
+        spans = self._spans(question, [reading.window], reading.token_ids)
+        if spans:
+            return _cut(question.passages, spans[0])
+        return self._codec.decode(reading.token_ids)
 
 
 def _check_per_question(name: str, values: Sequence[Any] | None, questions: int) -> None:
@@ -476,12 +432,13 @@ def _check_weights(name: str, weights: Sequence[float], passages: int) -> None:
             raise InputError(f"{name}: expected finite passage weights >= 0, got {weight}")
 
 
-def _to_answer(
+def to_answer(
     best: Candidate | None,
     candidates: list[Candidate],
-    options: SearchOptions,
+    options: ReaderOptions,
     timings: Timings,
 ) -> Answer:
+    """Return the best candidate as the answer, the empty one if it is below the threshold."""
     threshold = options.no_answer_threshold
     if best is None or not best.token_ids or (threshold is not None and best.score < threshold):
         return Answer(candidates=candidates, timings=timings)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from fastmrc.decoding import BatchResult, beam_search
-from fastmrc.encoder import UniLMEncoder
+from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
 from fastmrc.pretrained import LoadedModel
-from fastmrc.readers.base import Decoded, PreparedQuestion, Reader
+from fastmrc.readers.base import PreparedQuestion
+from fastmrc.readers.beam import BeamReader, Decoded
 from fastmrc.types import SearchResult
 
 __all__ = ["Seq2SeqReader"]
@@ -22,7 +23,7 @@ __all__ = ["Seq2SeqReader"]
 _GROUP_TOKENS = 8192
 
 
-class Seq2SeqReader(Reader):
+class Seq2SeqReader(BeamReader):
     """UniLM reader that decodes one answer over several passages, on the native engine.
 
     The passages vote on every token (the multi-passage reading comprehension example of bert4keras,
@@ -59,7 +60,7 @@ class Seq2SeqReader(Reader):
 
     def _search(self, questions: Sequence[PreparedQuestion], options: SearchOptions) -> BatchResult:
         rows = [window.input_ids for question in questions for window in question.windows]
-        weights = [question.weights or [] for question in questions]
+        weights = [question.window_weights() for question in questions]
         constraints = [question.constraint for question in questions]
         return beam_search(
             self._encoder.session(rows, options.max_answer_tokens - 1, options.beam_size),

@@ -1,7 +1,7 @@
 """The readers in plain Python: the oracle of the native engine and the baseline of its speed.
 
 Everything here follows the definitions word for word and is written to be read. It needs NumPy
-only, except for `ReencodingEncoder` and `Seq2SeqReader`, which import torch when first asked for.
+only, except for `ReencodingEncoder` and the readers, which import torch when first asked for.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ from typing import TYPE_CHECKING, Any
 from fastmrc.reference.beam_search import NextLogits, beam_search
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
 from fastmrc.reference.ops import beam_step, log_softmax_topk, row_stats, topk
+from fastmrc.reference.slots import slot_argmax, slot_topk
+from fastmrc.reference.spans import best_spans
 
 if TYPE_CHECKING:
     from fastmrc.reference.encoder import ReencodingEncoder
-    from fastmrc.reference.reader import Seq2SeqReader
+    from fastmrc.reference.readers import MLMReader, Seq2SeqReader, SpanReader
 
 __all__ = [
     "Automaton",
+    "MLMReader",
     "NextLogits",
     "ReencodingEncoder",
     "Seq2SeqReader",
     "SpanIndex",
+    "SpanReader",
     "Trie",
     "beam_search",
     "beam_step",
+    "best_spans",
     "log_softmax_topk",
     "row_stats",
+    "slot_argmax",
+    "slot_topk",
     "topk",
 ]
 
@@ -36,8 +43,8 @@ def __getattr__(name: str) -> Any:
         from fastmrc.reference.encoder import ReencodingEncoder
 
         return ReencodingEncoder
-    if name == "Seq2SeqReader":
-        from fastmrc.reference.reader import Seq2SeqReader
+    if name in ("MLMReader", "Seq2SeqReader", "SpanReader"):
+        from fastmrc.reference import readers
 
-        return Seq2SeqReader
+        return getattr(readers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

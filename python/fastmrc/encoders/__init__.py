@@ -1,0 +1,1 @@
+"""Encoders: what computes the logits that the readers search."""

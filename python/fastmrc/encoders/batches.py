@@ -1,0 +1,44 @@
+"""Inputs of different lengths as padded batches of little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded"]
+
+# Padded tokens of one forward pass: enough to keep two to sixteen cores busy, little enough that
+# the activations of a BERT-base layer stay in tens of megabytes.
+MAX_BATCH_TOKENS = 4096
+
+
+def by_length(lengths: Sequence[int], most_rows: int | None = None) -> Iterator[list[int]]:
+    """Yield the indices of inputs of like length, longest first, batch by batch.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each input.
+    most_rows
+        Largest number of inputs in a batch; None: as many as `MAX_BATCH_TOKENS` allows.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    begin = 0
+    while begin < len(order):
+        size = max(1, MAX_BATCH_TOKENS // max(1, lengths[order[begin]]))
+        if most_rows is not None:
+            size = max(1, min(size, most_rows))
+        yield order[begin : begin + size]
+        begin += size
+
+
+def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device) -> torch.Tensor:
+    """Stack rows, filled up on the right; int64 [rows, longest]."""
+    longest = max(len(row) for row in rows)
+    array = np.full((len(rows), longest), padding, dtype=np.int64)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    return torch.from_numpy(array).to(device)

@@ -1,0 +1,72 @@
+"""Encoder with a start and an end head, as question-answering models of transformers have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastmrc.encoders.batches import padded
+from fastmrc.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["SpanEncoder"]
+
+
+class SpanEncoder:
+    """Start and end logits of inputs; immutable, may be used by several threads.
+
+    Parameters
+    ----------
+    model
+        ``...ForQuestionAnswering`` of transformers in evaluation mode.
+    input_names
+        What the model's tokenizer says that it gives: with ``"token_type_ids"`` the model is told
+        question and passage apart by them.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model does not return one start and one end logit per token.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_names: Sequence[str]) -> None:
+        self._model = model
+        self._pad_id = int(model.config.pad_token_id or 0)
+        self._with_types = "token_type_ids" in input_names
+        self._check()
+
+    @torch.inference_mode()
+    def logits(
+        self, rows: Sequence[NDArray[np.int32]], token_types: Sequence[NDArray[np.int32]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode inputs; return start and end logits, float32 [rows, longest] on the CPU."""
+        device = self._model.device
+        tokens = padded(rows, self._pad_id, device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
+        arguments = {"input_ids": tokens, "attention_mask": mask.long()}
+        if self._with_types:
+            arguments["token_type_ids"] = padded(token_types, 0, device)
+        output = self._model(**arguments)
+        return output.start_logits.float().cpu(), output.end_logits.float().cpu()
+
+    def _check(self) -> None:
+        row = np.arange(4, dtype=np.int32)
+        try:
+            start, end = self.logits([row], [np.zeros(4, dtype=np.int32)])
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            raise UnsupportedModelError(
+                f"model: {type(self._model).__name__} gives no start and end logits "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if not start.shape == end.shape == (1, len(row)):
+            raise UnsupportedModelError(
+                f"model: expected one start and one end logit per token, got shapes "
+                f"{tuple(start.shape)} and {tuple(end.shape)} for {len(row)} tokens"
+            )

@@ -1,0 +1,1 @@
+"""fastmrc under the interfaces of other libraries."""

@@ -1,0 +1,96 @@
+"""The native reader by masked language model: all slots of the answer at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastmrc import ops
+from fastmrc.constraints import Automaton, SpanIndex
+from fastmrc.encoders.batches import by_length
+from fastmrc.encoders.slots import SlotEncoder
+from fastmrc.options import SlotOptions
+from fastmrc.pretrained import LoadedModel
+from fastmrc.readers.base import PreparedQuestion, Reading, Window
+from fastmrc.readers.slots import FilledSlots, SlotReader, readings_of
+
+__all__ = ["MLMReader"]
+
+# Most logits of one forward pass: 128 MB of float32.
+_MAX_LOGITS = 1 << 25
+
+
+class MLMReader(SlotReader):
+    """Reader by masked language model: one forward pass fills all slots of an answer.
+
+    Each passage gives the answer that its slots spell, among its own spans; equal answers of
+    several passages vote (the reading comprehension example by masked language model of
+    bert4keras). Takes any ``...ForMaskedLM`` of transformers. `fastmrc.reference.MLMReader` gives
+    the same answers in plain Python. May be used from several threads.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        self._encoder = SlotEncoder(loaded.model)
+
+    def _fill(
+        self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool
+    ) -> list[FilledSlots]:
+        places = [(q, w) for q, question in enumerate(questions) for w in question.windows]
+        readings: dict[int, list[Reading]] = {}
+        encode, decode = [0.0] * len(questions), [0.0] * len(questions)
+        most_rows = _MAX_LOGITS // (self._vocabulary_size * options.max_answer_tokens)
+        batches = by_length([len(window.input_ids) for _, window in places], most_rows)
+        with tqdm(total=len(places), disable=not progress, unit="passage") as bar:
+            for batch in batches:
+                windows = [places[i][1] for i in batch]
+                constraints = [questions[places[i][0]].constraint for i in batch]
+                begin = time.perf_counter()
+                logits = self._encoder.logits(
+                    [window.input_ids for window in windows], options.max_answer_tokens
+                )
+                middle = time.perf_counter()
+                found = self._decode(logits, windows, constraints, options)
+                end = time.perf_counter()
+                readings |= zip(batch, found, strict=True)
+                for i in batch:
+                    encode[places[i][0]] += (middle - begin) / len(batch)
+                    decode[places[i][0]] += (end - middle) / len(batch)
+                bar.update(len(batch))
+        filled: list[list[list[Reading]]] = [[] for _ in questions]
+        for i, (q, _) in enumerate(places):
+            filled[q].append(readings[i])
+        return [FilledSlots(*parts) for parts in zip(filled, encode, decode, strict=True)]
+
+    def _decode(
+        self,
+        logits: torch.Tensor,
+        windows: Sequence[Window],
+        constraints: Sequence[Automaton | None],
+        options: SlotOptions,
+    ) -> list[list[Reading]]:
+        """Read the answers of a batch off its logits [windows, slots, V]."""
+        automata = [
+            SpanIndex([window.text.token_ids])
+            if constraint is None and options.mode == "extractive"
+            else constraint
+            for window, constraint in zip(windows, constraints, strict=True)
+        ]
+        end_id, least = self._codec.sep_id, options.min_answer_tokens
+        if options.decoding == "exact":
+            known = [automaton for automaton in automata if automaton is not None]
+            found = ops.slot_topk(
+                logits, options.top_k, end_id=end_id, constraint=known, min_tokens=least
+            )
+            tokens, lengths, scores = (array.numpy() for array in found)
+        else:
+            found = ops.slot_argmax(logits, end_id=end_id, constraint=automata, min_tokens=least)
+            tokens, lengths, scores = (np.expand_dims(array.numpy(), 1) for array in found)
+        return [
+            readings_of(window, tokens[i], lengths[i], scores[i])
+            for i, window in enumerate(windows)
+        ]

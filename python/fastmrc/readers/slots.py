@@ -1,0 +1,111 @@
+"""What the readers by masked language model, native and reference, do around the slots."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.options import SlotOptions
+from fastmrc.pretrained import LoadedModel
+from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
+from fastmrc.text import TokenizedText
+from fastmrc.types import Answer, Timings
+
+__all__ = ["FilledSlots", "SlotReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledSlots:
+    """The answers of each window of a question, best first, and the seconds they took."""
+
+    readings: list[list[Reading]]
+    encode: float
+    decode: float
+
+
+class SlotReader(Reader):
+    """Base of the MLM readers: ``[CLS] [MASK]*L [SEP] question [SEP] passage [SEP]``."""
+
+    options_type = SlotOptions
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        if self._codec.mask_id is None:
+            raise UnsupportedModelError(f"{loaded.source}: the tokenizer names no mask token")
+        self._mask_id = self._codec.mask_id
+
+    @abstractmethod
+    def _fill(
+        self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool
+    ) -> list[FilledSlots]:
+        """Fill the slots of every window of each question."""
+
+    def _window(
+        self,
+        passage: int,
+        piece: TokenizedText,
+        question_ids: NDArray[np.int32],
+        options: SlotOptions,
+    ) -> Window:
+        cls, sep = [self._codec.cls_id], [self._codec.sep_id]
+        slots = [self._mask_id] * options.max_answer_tokens
+        before = self._joined(cls, slots, sep, question_ids, sep)
+        self._check_length(len(before) + len(piece) + 1)
+        input_ids = self._joined(before, piece.token_ids, sep)
+        return Window(passage, piece, input_ids, np.zeros_like(input_ids), len(before))
+
+    def _answer_prepared(
+        self, questions: list[PreparedQuestion], options: SlotOptions, progress: bool
+    ) -> list[Answer]:
+        free = [question.constraint is None for question in questions]
+        if options.decoding == "exact" and options.mode == "generative" and any(free):
+            raise InputError(
+                "decoding: expected 'greedy' with mode 'generative', got 'exact', which needs "
+                "the spans of a passage or a constraint"
+            )
+        filled = self._fill(questions, options, progress)
+        return [
+            self._assemble(question, item, options)
+            for question, item in zip(questions, filled, strict=True)
+        ]
+
+    def _assemble(
+        self, question: PreparedQuestion, filled: FilledSlots, options: SlotOptions
+    ) -> Answer:
+        begin = time.perf_counter()
+        surviving = [
+            window
+            for window, readings in zip(question.windows, filled.readings, strict=True)
+            if readings and readings[0].token_ids
+        ]
+        candidates = self._vote(
+            question,
+            filled.readings,
+            question.window_weights(),
+            surviving,
+            options,
+            options.mode == "extractive",
+        )
+        decode = filled.decode + time.perf_counter() - begin
+        best = candidates[0] if candidates else None
+        return to_answer(best, candidates, options, Timings(0.0, filled.encode, decode))
+
+
+def readings_of(
+    window: Window,
+    tokens: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> list[Reading]:
+    """Turn the arrays of one window, [k, slots], [k] and [k], into its answers."""
+    return [
+        Reading(window, tokens[i, :n].tolist(), float(scores[i]), n < tokens.shape[1])
+        for i, n in enumerate(lengths.tolist())
+        if n >= 0
+    ]

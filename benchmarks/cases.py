@@ -12,6 +12,7 @@ PASSAGES = 10
 PASSAGE_TOKENS = 256
 BEAM_SIZE = 3
 STEPS = 6
+SLOTS = 32
 END_ID = 102
 
 
@@ -26,6 +27,24 @@ def passages() -> list[NDArray[np.int32]]:
     weights = 1.0 / np.arange(1, 801)
     tokens = generator.choice(800, (PASSAGES, PASSAGE_TOKENS), p=weights / weights.sum())
     return list((1000 + tokens).astype(np.int32))
+
+
+def slot_logits() -> NDArray[np.float32]:
+    """Return slot logits, float32 [10 passages, 32 slots, V], that spell six tokens of each passage
+    and the end."""
+    logits = standard_normal_rows(PASSAGES * SLOTS).reshape(PASSAGES, SLOTS, VOCABULARY)
+    for p, passage in enumerate(passages()):
+        start = 20 * p
+        for slot, token in enumerate(passage[start : start + STEPS]):
+            logits[p, slot, token] += 14
+        logits[p, STEPS, END_ID] += 14
+    return logits
+
+
+def span_logits() -> NDArray[np.float32]:
+    """Return start and end logits, float32 [2, 64, 384]."""
+    generator = np.random.default_rng(2)
+    return generator.normal(0, 3, (2, 64, 384)).astype(np.float32)
 
 
 class RecordedLogits:

@@ -1,13 +1,15 @@
 """Compare the engine's answers with the reference's on real questions.
 
     python -m benchmarks.equivalence --data questions.jsonl -n 300 --oracle oracle.jsonl
+    python -m benchmarks.equivalence --method mlm --data questions.jsonl -n 300
 
-Every question is read with each beam size and mode. A different answer counts as a mismatch when
-the reference scores the two answers more than 1e-5 apart; smaller differences are listed. The same
-tokens with another score, text or citation are a mismatch, too.
+Every question is read with each of the method's settings (seq2seq: each beam size and mode). A
+different answer counts as a mismatch when the reference scores the two answers more than 1e-5
+apart; smaller differences are listed. The same tokens with another score, text or citation are a
+mismatch, too.
 
-The reference's log-probabilities are kept per question, since beams of different size ask for the
-same prefixes; this changes its speed, not its answers. Its answers are kept in the file
+What the reference computes of a question is kept for its other settings, since they ask for the
+same logits; this changes its speed, not its answers. Its answers are kept in the file
 ``--oracle``: an interrupted run goes on from there, and another build of the engine is compared
 without computing them again. Nothing is timed here.
 """
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 import fastmrc
 from fastmrc import reference
+from fastmrc.cli.common import METHODS
 from fastmrc.data import read_questions
 from fastmrc.pretrained import packaged_model_path
 from fastmrc.types import Answer, Candidate, Span
@@ -44,7 +47,7 @@ def main() -> int:
 
         torch.set_num_threads(arguments.threads)
     cases = _load_cases(arguments.data, arguments.n)
-    engine = fastmrc.Seq2SeqReader.from_pretrained(arguments.model)
+    engine = getattr(fastmrc, METHODS[arguments.method].reader).from_pretrained(arguments.model)
     compared = mismatches = 0
     near_ties: list[dict[str, Any]] = []
     settings = _settings(arguments)
@@ -71,7 +74,7 @@ def main() -> int:
                 "compared": compared,
                 "mismatches": mismatches,
                 "near_ties": near_ties,
-                **{name: getattr(arguments, name) for name in ("beam_sizes", "max_passage_tokens")},
+                "settings": settings,
             },
             ensure_ascii=False,
         )
@@ -84,25 +87,41 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=None, help="default: the packaged model")
     parser.add_argument("-n", type=int, default=300, help="number of questions")
-    parser.add_argument("--beam-sizes", type=int, nargs="+", default=[1, 3, 5])
-    parser.add_argument("--max-passage-tokens", type=int, default=254)
-    parser.add_argument("--max-answer-tokens", type=int, default=32)
+    parser.add_argument("--method", choices=list(METHODS), default="seq2seq")
+    parser.add_argument("--beam-sizes", type=int, nargs="+", default=[1, 3, 5], help="of seq2seq")
+    parser.add_argument("--max-passage-tokens", type=int, help="default: the reader's")
+    parser.add_argument("--max-answer-tokens", type=int, help="default: the reader's")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--oracle", type=Path, help="file that keeps the reference's answers")
     return parser.parse_args()
 
 
 def _settings(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    return [
-        {
-            "mode": mode,
-            "beam_size": beam_size,
-            "max_passage_tokens": arguments.max_passage_tokens,
-            "max_answer_tokens": arguments.max_answer_tokens,
-        }
-        for mode in ("extractive", "generative")
-        for beam_size in arguments.beam_sizes
-    ]
+    limits = {
+        name: getattr(arguments, name)
+        for name in ("max_passage_tokens", "max_answer_tokens")
+        if getattr(arguments, name) is not None
+    }
+    settings: dict[str, list[dict[str, Any]]] = {
+        "seq2seq": [
+            {"mode": mode, "beam_size": beam_size}
+            for mode in ("extractive", "generative")
+            for beam_size in arguments.beam_sizes
+        ],
+        "mlm": [
+            {"decoding": "greedy"},
+            {"decoding": "exact"},
+            {"decoding": "exact", "top_k": 5},
+            {"mode": "generative"},
+        ],
+        "span": [
+            {"top_k": 1},
+            {"top_k": 5},
+            {"align_to_words": False, "top_k": 5},
+            {"handle_impossible_answer": True},
+        ],
+    }
+    return [options | limits for options in settings[arguments.method]]
 
 
 def _load_cases(path: Path, n: int) -> list[tuple[str, list[str]]]:
@@ -141,10 +160,10 @@ def _oracle_answers(
         yield [_read_answer(answer) for answer in entry["answers"]]
     if len(known) == len(cases):
         return
-    oracle = reference.Seq2SeqReader.from_pretrained(arguments.model)
-    memory = _Memory(oracle)
+    oracle = getattr(reference, METHODS[arguments.method].reader).from_pretrained(arguments.model)
+    forget = _remember(oracle)
     for case in tqdm(cases[len(known) :], initial=len(known), total=len(cases)):
-        memory.clear()
+        forget()
         answers = [oracle.answer(*case, **options) for options in settings]
         if arguments.oracle is not None:
             entry = common | {"case": case, "answers": [asdict(a) for a in answers]}
@@ -188,6 +207,23 @@ def _oracle_score(expected: Answer, got: Answer) -> float:
         if candidate.token_ids == got.token_ids:
             return candidate.score
     return float("inf")
+
+
+def _remember(oracle: Any) -> Callable[[], None]:
+    """Let the reference keep what it computes until the returned function is called."""
+    if isinstance(oracle, reference.Seq2SeqReader):
+        return _Memory(oracle).clear
+    if isinstance(oracle, reference.MLMReader):
+        compute, known = oracle.slot_logits, dict[int, Any]()
+
+        def slot_logits(windows: Any, slots: int) -> Any:
+            if slots not in known:  # the windows of a question are the same in all settings
+                known[slots] = compute(windows, slots)
+            return known[slots]
+
+        oracle.slot_logits = slot_logits  # type: ignore[method-assign]
+        return known.clear
+    return lambda: None
 
 
 class _Memory:

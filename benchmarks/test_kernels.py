@@ -147,3 +147,71 @@ def test_span_index(benchmark: Any, contender: str) -> None:
         "reference": lambda: reference.SpanIndex(lists).allowed([0]),
     }
     run(benchmark, "span index 10 x 256 tokens", contenders[contender])
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "exact"])
+@pytest.mark.parametrize("contender", ["fastmrc", "reference", "torch + NumPy"])
+def test_slots(benchmark: Any, threads: int, decoding: str, contender: str) -> None:
+    """Answers of six tokens from the logits of 32 slots of ten passages; softmax and the index of
+    each passage (the reference: its n-gram sets) are inside."""
+    if decoding == "greedy" and contender == "torch + NumPy":
+        pytest.skip("only the exact search is a sum over whole arrays")
+    logits = cases.slot_logits()
+    passages = cases.passages()
+
+    def decode(module: Any, index: Any) -> Any:
+        arguments = {"end_id": cases.END_ID, "constraint": [index([p]) for p in passages]}
+        if decoding == "greedy":
+            return module.slot_argmax(logits, **arguments)
+        return module.slot_topk(logits, 1, **arguments)
+
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: decode(ops, fastmrc.SpanIndex),
+        "reference": lambda: decode(reference, reference.SpanIndex),
+        "torch + NumPy": lambda: exact_by_arrays(logits, passages),
+    }
+    got, expected = contenders["fastmrc"](), contenders[contender]()
+    np.testing.assert_array_equal(np.squeeze(got[1]), np.squeeze(expected[1]))
+    np.testing.assert_allclose(np.squeeze(got[2]), np.squeeze(expected[2]), rtol=1e-5)
+    if contender != "torch + NumPy":
+        np.testing.assert_array_equal(got[0], expected[0])
+    rounds = {"fastmrc": 200, "torch + NumPy": 50}.get(contender, 3)
+    group = f"slots, {decoding}, [10, 32, 21128], {threads} threads"
+    run(benchmark, group, contenders[contender], rounds)
+
+
+def exact_by_arrays(logits: Any, passages: Any) -> tuple[None, Any, Any]:
+    """Find lengths and scores of the best spans by array operations: the peer of `slot_topk`."""
+    probs = torch.softmax(torch.from_numpy(logits), -1).numpy()
+    slots = probs.shape[1]
+    lengths, scores = [], []
+    for own, tokens in zip(probs, passages, strict=True):
+        of_tokens, of_end = own[:, tokens].astype(np.float64), own[:, cases.END_ID]
+        sums = np.zeros(len(tokens) + 1)
+        best = (float(of_end[0]), 0)
+        for m in range(1, slots + 1):
+            # Sums of the spans of m tokens from each start.
+            sums = sums[:-1] + of_tokens[m - 1, m - 1 :]
+            end = float(of_end[m]) if m < slots else 0.0
+            best = max(best, ((sums.max() + end) / min(m + 1, slots), m))
+        scores.append(best[0])
+        lengths.append(best[1])
+    return None, np.array(lengths), np.array(scores)
+
+
+@pytest.mark.parametrize("contender", ["fastmrc", "reference"])
+def test_best_spans(benchmark: Any, threads: int, contender: str) -> None:
+    """Top 20 of 64 windows of 384 tokens, answers of at most 15, softmax included. The reference is
+    the NumPy method of the pipeline that transformers removed."""
+    start, end = cases.span_logits()
+    mask = np.ones(start.shape, dtype=np.bool_)
+    mask[:, :20] = False  # [CLS] and the question
+
+    def find(module: Any) -> Any:
+        return module.best_spans(start, end, 20, 15, mask=mask, null_position=0)
+
+    for got, expected in zip(find(ops), find(reference), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    function = {"fastmrc": lambda: find(ops), "reference": lambda: find(reference)}[contender]
+    rounds = 300 if contender == "fastmrc" else 10
+    run(benchmark, f"best spans, 64 x 384 tokens, top 20, {threads} threads", function, rounds)

@@ -157,17 +157,16 @@ class ExactSearch {
       : search_(search),
         constraint_(*search.constraints[passage]),
         table_(table),
-        width_(static_cast<size_t>(width)),
-        ceiling_(1, 0.0) {
+        width_(static_cast<size_t>(width)) {
     const auto n = static_cast<std::ptrdiff_t>(table.tokens.size());
     auto slot = table.probability.begin();
     for (int64_t i = 0; i < search.slots; ++i, slot += n) {
-      ceiling_.push_back(ceiling_.back() + (n == 0 ? 0.0 : *std::max_element(slot, slot + n)));
+      largest_.push_back(n == 0 ? 0.0 : *std::max_element(slot, slot + n));
     }
     for (int64_t length = 0; length <= search.slots; ++length) {
       const auto at = static_cast<size_t>(length);
       const bool ends = length < search.slots;
-      reach_.push_back(ceiling_[at] + (ends ? table.end_probability[at] : 0.0));
+      end_.push_back(ends ? table.end_probability[at] : 0.0);
       share_.push_back(1.0 / static_cast<double>(ends ? length + 1 : length));
     }
   }
@@ -205,10 +204,10 @@ class ExactSearch {
 
   // No answer that goes on after `depth` tokens scores more: each slot at its largest probability.
   double bound(int64_t depth, double sum) const {
-    const double base = sum - ceiling_[static_cast<size_t>(depth)];
     double highest = 0;
-    for (auto length = static_cast<size_t>(depth) + 1; length < reach_.size(); ++length) {
-      highest = std::max(highest, (base + reach_[length]) * share_[length]);
+    for (auto length = static_cast<size_t>(depth) + 1; length < share_.size(); ++length) {
+      sum += largest_[length - 1];
+      highest = std::max(highest, (sum + end_[length]) * share_[length]);
     }
     return highest * (1 + 1e-12);  // the sums are rounded in another order
   }
@@ -229,9 +228,10 @@ class ExactSearch {
   const Automaton& constraint_;
   const SlotTable& table_;
   const size_t width_;
-  // Of answers by their length [slots + 1]: the sum of the largest probabilities of their tokens,
-  // the same with the end, and one by the number of probabilities in the mean.
-  std::vector<double> ceiling_, reach_, share_;
+  std::vector<double> largest_;  // [slots] largest probability of a token
+  // Of answers by their length [slots + 1]: probability of the end after them, and one by the
+  // number of probabilities in their mean.
+  std::vector<double> end_, share_;
   std::vector<int32_t> path_;
   std::vector<Answer> best_;
 };

@@ -65,10 +65,10 @@ void slot_topk(const SlotSearch& search, int64_t width, const SlotAnswers& answe
 
 // The best spans under a model with a start and an end head. P(i, j) = softmax(start)[i] *
 // softmax(end)[j] over the positions whose mask is set and the null position; spans have
-// i <= j < i + max_length and do not touch the null position.
+// i <= j < i + max_length and begin and end where the mask is set, not at the null position.
 struct SpanScores {
   Rows start, end;                // [rows, cols]
-  const uint8_t* mask = nullptr;  // [rows, cols] positions that may belong to an answer; null: all
+  const uint8_t* mask = nullptr;  // [rows, cols] where an answer may begin or end; null: all
   int64_t null_position = -1;     // stands for "no answer"; -1: there is none
   int64_t max_length = 1;
   int64_t k = 1;

@@ -70,9 +70,11 @@ def slot_argmax(
     probabilities the lower token is taken.
     """
     rows, automata, end_id, min_tokens = _checked(logits, end_id, constraint, min_tokens)
+    with np.errstate(invalid="ignore"):  # bad rows are refused when they are come to
+        probs = softmax(rows)
     answers = [
-        [_greedy(slots, softmax(slots), automaton, end_id, min_tokens)]
-        for slots, automaton in zip(rows, automata, strict=True)
+        [_greedy(rows[p], probs[p], automaton, end_id, min_tokens)]
+        for p, automaton in enumerate(automata)
     ]
     tokens, lengths, scores = _to_arrays(answers, 1, rows.shape[1])
     return like(tokens[:, 0], logits), like(lengths[:, 0], logits), like(scores[:, 0], logits)
@@ -159,23 +161,30 @@ def _greedy(
 def _all_answers(
     probs: Float64, automaton: Automaton, end_id: int, min_tokens: int
 ) -> Iterator[_Answer]:
-    """Yield every answer of one passage, by running sums along the paths of the automaton."""
+    """Yield every answer of one passage, by running sums over all paths of one length."""
     slots = len(probs)
-    open_paths: list[tuple[list[int], int, float]] = [([], ROOT, 0.0)]
-    while open_paths:
-        tokens, state, total = open_paths.pop()
-        length = len(tokens)
-        if automaton.is_final(np.array([state]))[0]:
-            if length == slots:
-                yield tokens, np.float32(total / slots)
-            elif length >= min_tokens:
-                yield tokens, np.float32((total + float(probs[length, end_id])) / (length + 1))
+    paths: list[list[int]] = [[]]
+    states, totals = np.array([ROOT], dtype=np.int32), np.zeros(1)
+    for length in range(slots + 1):
         if length == slots:
-            continue
-        _, following = automaton.allowed(np.array([state]))
-        states = automaton.advance(np.full(len(following), state), following)
-        for token, reached in zip(following.tolist(), states.tolist(), strict=True):
-            open_paths.append(([*tokens, token], reached, total + float(probs[length, token])))
+            scores = totals / slots
+        else:
+            scores = (totals + probs[length, end_id]) / (length + 1)
+        if length >= min_tokens:
+            finals = automaton.is_final(states)
+            for path, score, final in zip(paths, scores, finals, strict=True):
+                if final:
+                    yield path, np.float32(score)
+        if length == slots or not paths:
+            return
+        offsets, tokens = automaton.allowed(states)
+        parents = np.repeat(np.arange(len(paths)), np.diff(offsets))
+        states = automaton.advance(states[parents], tokens)
+        totals = totals[parents] + probs[length, tokens]
+        paths = [
+            [*paths[parent], token]
+            for parent, token in zip(parents.tolist(), tokens.tolist(), strict=True)
+        ]
 
 
 def _checked(

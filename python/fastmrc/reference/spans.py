@@ -37,11 +37,11 @@ def best_spans(
     max_length
         Positions that a span may cover, at least 1.
     mask
-        bool [rows, n], positions that may belong to an answer; None: all. What it leaves out is
-        not read.
+        bool [rows, n], positions where an answer may begin or end; None: all. What it leaves out
+        is not read.
     null_position
-        Position that stands for "no answer" (that of [CLS]): it counts in the softmax but belongs
-        to no span. None: there is none.
+        Position that stands for "no answer" (that of [CLS]): it counts in the softmax but begins
+        and ends no span. None: there is none.
 
     Returns
     -------

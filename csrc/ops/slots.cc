@@ -1,8 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
-#include <string>
+#include <map>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -105,42 +104,44 @@ Answer greedy_answer(const SlotSearch& search, int64_t passage, std::vector<floa
 
 // --- exact ---------------------------------------------------------------------------------------
 
-// What the answers of one passage may hold, and its probabilities.
+// The tokens that a constraint holds.
+struct TokenList {
+  std::vector<int32_t> tokens;       // [n] ascending
+  std::vector<int32_t> edge_column;  // [edges] index of each edge's token
+};
+
+TokenList list_tokens(const SlotSearch& search, const Automaton& constraint) {
+  TokenList list;
+  list.tokens = constraint.edge_token();
+  std::sort(list.tokens.begin(), list.tokens.end());
+  list.tokens.erase(std::unique(list.tokens.begin(), list.tokens.end()), list.tokens.end());
+  check_allowed(list.tokens.data(), list.tokens.data() + list.tokens.size(), search.logits.cols,
+                search.end_id);
+  list.edge_column.reserve(constraint.edge_token().size());
+  for (const int32_t token : constraint.edge_token()) {
+    const auto at = std::lower_bound(list.tokens.begin(), list.tokens.end(), token);
+    list.edge_column.push_back(static_cast<int32_t>(at - list.tokens.begin()));
+  }
+  return list;
+}
+
+// The probabilities of what the answers of one passage may hold.
 struct SlotTable {
-  std::vector<int32_t> tokens;          // [n] all tokens of the constraint, ascending
-  std::vector<int32_t> edge_column;     // [edges] index of each edge's token
+  const TokenList* list = nullptr;      // shared by the passages of one constraint
   std::vector<double> probability;      // [slots, n]
   std::vector<double> end_probability;  // [slots]
 };
-
-SlotTable list_tokens(const SlotSearch& search, int64_t passage) {
-  const std::vector<int32_t>& edges = search.constraints[passage]->edge_token();
-  SlotTable table;
-  table.tokens = edges;
-  std::sort(table.tokens.begin(), table.tokens.end());
-  table.tokens.erase(std::unique(table.tokens.begin(), table.tokens.end()), table.tokens.end());
-  check_allowed(table.tokens.data(), table.tokens.data() + table.tokens.size(), search.logits.cols,
-                search.end_id);
-  table.edge_column.reserve(edges.size());
-  for (const int32_t token : edges) {
-    const auto at = std::lower_bound(table.tokens.begin(), table.tokens.end(), token);
-    table.edge_column.push_back(static_cast<int32_t>(at - table.tokens.begin()));
-  }
-  const auto slots = static_cast<size_t>(search.slots);
-  table.probability.resize(slots * table.tokens.size());
-  table.end_probability.resize(slots);
-  return table;
-}
 
 // Fills one slot of the table, while its row of logits is in the cache.
 void read_slot(const SlotSearch& search, int64_t row, size_t slot, SlotTable& table) {
   const Rows& logits = search.logits;
   const RowStats stats = row_stats_of(logits, row);
   if (stats.argmax < 0) throw_all_masked(row);
-  const size_t n = table.tokens.size();
+  const std::vector<int32_t>& tokens = table.list->tokens;
+  const size_t n = tokens.size();
   thread_local std::vector<float> gathered;
   gathered.resize(n);
-  kernels().gather(logits.row(row), logits.dtype, table.tokens.data(), static_cast<int64_t>(n),
+  kernels().gather(logits.row(row), logits.dtype, tokens.data(), static_cast<int64_t>(n),
                    gathered.data());
   for (size_t i = 0; i < n; ++i) {
     table.probability[slot * n + i] = std::exp(static_cast<double>(gathered[i]) - stats.logsumexp);
@@ -158,7 +159,7 @@ class ExactSearch {
         constraint_(*search.constraints[passage]),
         table_(table),
         width_(static_cast<size_t>(width)) {
-    const auto n = static_cast<std::ptrdiff_t>(table.tokens.size());
+    const auto n = static_cast<std::ptrdiff_t>(table.list->tokens.size());
     auto slot = table.probability.begin();
     for (int64_t i = 0; i < search.slots; ++i, slot += n) {
       largest_.push_back(n == 0 ? 0.0 : *std::max_element(slot, slot + n));
@@ -186,9 +187,9 @@ class ExactSearch {
     if (depth == search_.slots || static_cast<float>(bound(depth, sum)) <= bar()) return;
     const AllowedTokens allowed = constraint_.allowed(state);
     const int32_t* column =
-        table_.edge_column.data() + (allowed.begin - constraint_.edge_token().data());
+        table_.list->edge_column.data() + (allowed.begin - constraint_.edge_token().data());
     const double* probability =
-        table_.probability.data() + static_cast<size_t>(depth) * table_.tokens.size();
+        table_.probability.data() + static_cast<size_t>(depth) * table_.list->tokens.size();
     for (int64_t i = 0; i < allowed.size(); ++i) {
       path_.push_back(allowed.begin[i]);
       visit(allowed.targets[i], sum + probability[column[i]]);
@@ -248,11 +249,18 @@ void slot_argmax(const SlotSearch& search, const SlotAnswers& answers) {
 }
 
 void slot_topk(const SlotSearch& search, int64_t width, const SlotAnswers& answers) {
-  std::vector<SlotTable> tables;
+  std::map<const Automaton*, TokenList> lists;
+  std::vector<SlotTable> tables(static_cast<size_t>(search.passages));
   int64_t entries = 0;
   for (int64_t p = 0; p < search.passages; ++p) {
-    tables.push_back(list_tokens(search, p));
-    entries += static_cast<int64_t>(tables.back().probability.size());
+    const Automaton* constraint = search.constraints[p];
+    if (lists.count(constraint) == 0) lists[constraint] = list_tokens(search, *constraint);
+    SlotTable& table = tables[static_cast<size_t>(p)];
+    table.list = &lists[constraint];
+    const auto slots = static_cast<size_t>(search.slots);
+    table.probability.resize(slots * table.list->tokens.size());
+    table.end_probability.resize(slots);
+    entries += static_cast<int64_t>(table.probability.size());
   }
   const int64_t rows = search.passages * search.slots;
   parallel_for_work(rows * search.logits.cols, rows, [&](int64_t row) {

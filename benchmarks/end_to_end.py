@@ -23,7 +23,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,13 @@ from numpy.typing import NDArray
 
 import fastmrc
 from fastmrc import ops, reference
+from fastmrc.cli.common import METHODS
 from fastmrc.decoding import beam_search
 from fastmrc.encoders.slots import SlotEncoder
 from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
 from fastmrc.reference import ReencodingEncoder
+from fastmrc.text import join_tokens
 
 PASSAGES = 10
 INPUT_TOKENS = 256
@@ -53,7 +55,7 @@ def main() -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.memory:
-        result = measure_memory(arguments.questions)
+        result = measure_memory(METHODS[arguments.method].reader, arguments.questions)
     else:
         contenders = slot_contenders if arguments.method == "mlm" else search_contenders
         result = measure_speed(contenders(arguments), arguments)
@@ -109,7 +111,7 @@ def search_contenders(arguments: argparse.Namespace) -> Contenders:
     encoder = UniLMEncoder(model)
     baseline = ReencodingEncoder(model, end_id=END_ID)
     question, passages = _tokens(INPUT_TOKENS - QUESTION_TOKENS - 3)
-    rows = [_joined([101], passage, [END_ID], question, [END_ID]) for passage in passages]
+    rows = [join_tokens([101], passage, [END_ID], question, [END_ID]) for passage in passages]
     options = SearchOptions(mode=arguments.mode, min_answer_tokens=STEPS, max_answer_tokens=STEPS)
 
     def decode() -> Any:
@@ -144,8 +146,8 @@ def slot_contenders(arguments: argparse.Namespace) -> Contenders:
     model = _bert_base()
     encoder = SlotEncoder(model)
     question, passages = _tokens(INPUT_TOKENS - QUESTION_TOKENS - SLOTS - 4)
-    before = _joined([101], [MASK_ID] * SLOTS, [END_ID], question, [END_ID])
-    rows = [_joined(before, passage, [END_ID]) for passage in passages]
+    before = join_tokens([101], [MASK_ID] * SLOTS, [END_ID], question, [END_ID])
+    rows = [join_tokens(before, passage, [END_ID]) for passage in passages]
 
     def prefill() -> Any:
         return encoder.logits(rows, SLOTS)
@@ -170,10 +172,6 @@ def _tokens(passage_tokens: int) -> tuple[NDArray[np.int32], list[NDArray[np.int
     lengths = [QUESTION_TOKENS] + [passage_tokens] * PASSAGES
     drawn = [generator.integers(1000, 20000, n).astype(np.int32) for n in lengths]
     return drawn[0], drawn[1:]
-
-
-def _joined(*parts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
-    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
 def measure_speed(contenders: Contenders, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -212,9 +210,9 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def measure_memory(questions: int) -> dict[str, Any]:
+def measure_memory(reader_name: str, questions: int) -> dict[str, Any]:
     """Resident memory after each hundred questions of mixed sizes through ``answer_batch``."""
-    reader = fastmrc.Seq2SeqReader.from_pretrained()
+    reader = getattr(fastmrc, reader_name).from_pretrained()
     generator = np.random.default_rng(0)
     text = "中国古代的造纸术与印刷术在世界历史上有重要地位，许多城市在河流两岸发展起来。"
     resident = {}

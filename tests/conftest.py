@@ -7,13 +7,18 @@ import os
 import shutil
 import string
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before any test imports the library: no test may reach the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from fastmrc import Answer
 
 CHINESE = (
     "中国北京上海天气是在有年月日的了人大小山水火木金土一二三四五六七八九十问答谁何哪里时间名字"
@@ -33,6 +38,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# Chinese and English, an unknown character; no two of them differ in case or spaces only.
+WORDS = [*"北京上海天气山水一二", "New York", "newing", "2024", "年😀年", ",", "。", " [SEP] "]
+PASSAGES = st.lists(
+    st.lists(st.sampled_from(WORDS), max_size=12).map("".join) | st.sampled_from(["", " ", "北京"]),
+    max_size=6,
+)
+QUESTIONS = st.lists(st.sampled_from([*WORDS, "谁", "?"]), min_size=1, max_size=8).map("".join)
+VOTES = ("original", "mean", "max", "product", "weighted")
+
+QUESTION_BATCHES = st.lists(st.tuples(QUESTIONS, PASSAGES), min_size=1, max_size=3)
+
+
+def assert_same_answer(ours: Answer, theirs: Answer, tolerance: float = 1e-6) -> None:
+    """Everything but the seconds; scores within `tolerance`."""
+    assert (ours.text, ours.token_ids, ours.spans) == (theirs.text, theirs.token_ids, theirs.spans)
+    assert ours.score == pytest.approx(theirs.score, abs=tolerance)
+    assert ours.no_answer_score == pytest.approx(theirs.no_answer_score, abs=tolerance)
+    assert len(ours.candidates) == len(theirs.candidates)
+    for a, b in zip(ours.candidates, theirs.candidates, strict=True):
+        assert replace(a, score=0.0) == replace(b, score=0.0)
+        assert a.score == pytest.approx(b.score, abs=tolerance)
+
+
 def make_vocabulary(special: Sequence[str]) -> list[str]:
     """Return the entries of the tiny vocabulary, `special` first; no entry occurs twice."""
     letters = string.ascii_lowercase
@@ -42,10 +70,16 @@ def make_vocabulary(special: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(entries))
 
 
-def save_tokenizer(directory: Path, special: dict[str, str]) -> int:
+def save_tokenizer(
+    directory: Path,
+    special: dict[str, str],
+    pair: str | None = None,
+    input_names: Sequence[str] | None = None,
+) -> int:
     """Write a fast, lower-casing word-piece tokenizer; return the size of its vocabulary.
 
-    `special` maps roles (``cls_token`` and so on) to the texts of the tokens, in order of id.
+    `special` maps roles (``cls_token`` and so on) to the texts of the tokens, in order of id;
+    `pair` is the template of two texts (default: BERT's), `input_names` what the model is given.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -58,11 +92,12 @@ def save_tokenizer(directory: Path, special: dict[str, str]) -> int:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        pair=pair or f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
     make_fast: Any = PreTrainedTokenizerFast
-    fast = make_fast(tokenizer_object=tokenizer, model_max_length=512, **special)
+    names = {} if input_names is None else {"model_input_names": list(input_names)}
+    fast = make_fast(tokenizer_object=tokenizer, model_max_length=512, **special, **names)
     fast.save_pretrained(directory)
     return len(vocabulary)
 
@@ -84,7 +119,13 @@ ROBERTA_TOKENS = {
 
 
 def save_model(
-    directory: Path, class_name: str, special: dict[str, str], seed: int = 0, **options: Any
+    directory: Path,
+    class_name: str,
+    special: dict[str, str],
+    seed: int = 0,
+    pair: str | None = None,
+    input_names: Sequence[str] | None = None,
+    **options: Any,
 ) -> Path:
     """Write a model of transformers with random weights, and its tokenizer.
 
@@ -94,7 +135,7 @@ def save_model(
     import transformers
 
     directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = save_tokenizer(directory, special)
+    vocab_size = save_tokenizer(directory, special, pair, input_names)
     model_class = getattr(transformers, class_name)
     settings = {
         "vocab_size": vocab_size,
@@ -135,6 +176,38 @@ def tiny_roberta_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def byte_level_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RoBERTa with its own kind of tokens: bytes, and words with the space before them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    entries = [*ROBERTA_TOKENS.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = [("n", "e"), ("ne", "w"), ("Ġ", "new"), ("o", "r"), ("Ġ", "y"), ("Ġy", "or")]
+    entries += [first + second for first, second in merges]
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    directory = save_model(
+        tmp_path_factory.mktemp("byte_level"),
+        "RobertaForMaskedLM",
+        ROBERTA_TOKENS,
+        vocab_size=len(vocabulary),
+        type_vocab_size=1,
+        max_position_embeddings=514,
+    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    ends = [(token, vocabulary[token]) for token in ("</s>", "<s>")]
+    # Without trimming, the characters of a token begin with its space.
+    tokenizer.post_processor = processors.RobertaProcessing(
+        *ends, trim_offsets=False, add_prefix_space=False
+    )
+    make_fast: Any = PreTrainedTokenizerFast
+    fast = make_fast(tokenizer_object=tokenizer, model_max_length=512, **ROBERTA_TOKENS)
+    fast.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def tiny_xlm_roberta_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(
         tmp_path_factory.mktemp("xlm_roberta"),
@@ -159,6 +232,116 @@ def tiny_electra_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_ernie_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(
         tmp_path_factory.mktemp("ernie"), "ErnieForMaskedLM", BERT_TOKENS, use_task_id=True
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_distilbert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("distilbert"), "DistilBertForMaskedLM", BERT_TOKENS, hidden_dim=64
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_albert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("albert"), "AlbertForMaskedLM", BERT_TOKENS, embedding_size=16
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_modernbert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rotary positions, and layers that see a window of a few tokens only."""
+    return save_model(
+        tmp_path_factory.mktemp("modernbert"),
+        "ModernBertForMaskedLM",
+        BERT_TOKENS,
+        global_attn_every_n_layers=2,
+        local_attention=8,
+        bos_token_id=2,
+        cls_token_id=2,
+        eos_token_id=3,
+        sep_token_id=3,
+    )
+
+
+# Relative positions, as DeBERTa-v3 has them.
+DEBERTA_OPTIONS: dict[str, Any] = {
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 8,
+    "position_biased_input": False,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta_v2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("deberta_v2"),
+        "DebertaV2ForMaskedLM",
+        BERT_TOKENS,
+        **DEBERTA_OPTIONS,
+    )
+
+
+WITHOUT_TYPES = ("input_ids", "attention_mask")
+WITH_TYPES = (*WITHOUT_TYPES, "token_type_ids")
+
+
+@pytest.fixture(scope="session")
+def bert_qa_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Start and end heads; question and passage are told apart by token types."""
+    return save_model(
+        tmp_path_factory.mktemp("bert_qa"),
+        "BertForQuestionAnswering",
+        BERT_TOKENS,
+        input_names=WITH_TYPES,
+    )
+
+
+@pytest.fixture(scope="session")
+def bert_qa_without_types_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("bert_qa_without_types"),
+        "BertForQuestionAnswering",
+        BERT_TOKENS,
+        input_names=WITHOUT_TYPES,
+    )
+
+
+@pytest.fixture(scope="session")
+def roberta_qa_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("roberta_qa"),
+        "RobertaForQuestionAnswering",
+        ROBERTA_TOKENS,
+        pair="<s> $A </s> </s> $B </s>",
+        input_names=WITHOUT_TYPES,
+        type_vocab_size=1,
+        max_position_embeddings=514,
+    )
+
+
+@pytest.fixture(scope="session")
+def distilbert_qa_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("distilbert_qa"),
+        "DistilBertForQuestionAnswering",
+        BERT_TOKENS,
+        input_names=WITHOUT_TYPES,
+        hidden_dim=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def deberta_v2_qa_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(
+        tmp_path_factory.mktemp("deberta_v2_qa"),
+        "DebertaV2ForQuestionAnswering",
+        BERT_TOKENS,
+        input_names=WITH_TYPES,
+        **DEBERTA_OPTIONS,
     )
 
 
@@ -200,6 +383,34 @@ def pickle_only_dir(bert_copy: Path) -> Path:
 def tiny_model_dir(request: pytest.FixtureRequest) -> Path:
     """Each of the tiny masked language models in turn."""
     directory: Path = request.getfixturevalue(f"tiny_{request.param}_dir")
+    return directory
+
+
+@pytest.fixture(
+    params=[
+        "bert",
+        "roberta",
+        "xlm_roberta",
+        "electra",
+        "ernie",
+        "distilbert",
+        "albert",
+        "modernbert",
+        "deberta_v2",
+    ]
+)
+def masked_lm_dir(request: pytest.FixtureRequest) -> Path:
+    """Each of the tiny masked language models in turn, those without a prefix cache included."""
+    directory: Path = request.getfixturevalue(f"tiny_{request.param}_dir")
+    return directory
+
+
+@pytest.fixture(
+    params=["bert_qa", "bert_qa_without_types", "roberta_qa", "distilbert_qa", "deberta_v2_qa"]
+)
+def qa_dir(request: pytest.FixtureRequest) -> Path:
+    """Each of the tiny models with start and end heads in turn."""
+    directory: Path = request.getfixturevalue(f"{request.param}_dir")
     return directory
 
 

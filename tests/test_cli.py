@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,108 @@ def test_answer_passes_only_the_options_given(reader: FakeReader) -> None:
     SearchOptions(**reader.options)
 
 
+OPTIONS_OF_METHODS: dict[str, dict[str, Any]] = {
+    "mlm": {
+        "decoding": "exact",
+        "mode": "extractive",
+        "vote": "max",
+        "top_k": 3,
+        "min_answer_tokens": 1,
+        "max_answer_tokens": 9,
+        "no_answer_threshold": 0.5,
+        "stride": 16,
+        "max_passage_tokens": 99,
+        "max_question_tokens": 9,
+    },
+    "span": {
+        "vote": "mean",
+        "top_k": 2,
+        "max_answer_tokens": 9,
+        "no_answer_threshold": 0.5,
+        "handle_impossible_answer": True,
+        "null_score_diff_threshold": -1.5,
+        "align_to_words": False,
+        "stride": 16,
+        "max_passage_tokens": 99,
+        "max_question_tokens": 9,
+    },
+}
+
+
+def as_arguments(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        else:
+            yield f"--{option}={value}"
+
+
+@pytest.mark.parametrize("method", OPTIONS_OF_METHODS)
+def test_every_option_of_a_method_is_passed_on(reader: FakeReader, method: str) -> None:
+    base = ["answer", "--question", "谁", "--passage", "甲", "--method", method]
+    assert main(base) == 0
+    assert reader.options == {}
+    options = OPTIONS_OF_METHODS[method]
+    assert main([*base, *as_arguments(options)]) == 0
+    assert reader.options == options
+    assert set(options) == {field.name for field in fields(common.METHODS[method].options)}
+    opposite = {name: not value for name, value in options.items() if isinstance(value, bool)}
+    assert main([*base, *as_arguments(opposite)]) == 0
+    assert reader.options == opposite
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "text"),
+    [
+        ("mlm", ["--beam-size", "3"], "--beam-size: no option of --method mlm"),
+        ("mlm", ["--no-align-to-words"], "--align-to-words: no option of --method mlm"),
+        ("mlm", ["--vote", "max", "--combine", "step"], "--combine: no option of --method mlm"),
+        ("mlm", ["--top-k", "2"], "top_k: expected 1 with decoding 'greedy'"),
+        ("mlm", ["--decoding", "beam"], "--decoding"),
+        ("span", ["--decoding", "exact"], "--decoding: no option of --method span"),
+        ("span", ["--mode", "generative"], "--mode: no option of --method span"),
+        ("span", ["--min-answer-tokens", "1"], "--min-answer-tokens: no option of --method span"),
+        ("span", ["--top-k", "0"], "top_k: expected at least 1, got 0"),
+        ("seq2seq", ["--decoding", "exact"], "--decoding: no option of --method seq2seq"),
+        ("seq2seq", ["--top-k", "2"], "--top-k: no option of --method seq2seq"),
+    ],
+)
+@pytest.mark.parametrize("command", ["answer", "predict", "bench"])
+def test_options_of_another_method(
+    no_reader: None,
+    data: Path,
+    tmp_path: Path,
+    capsys: Output,
+    command: str,
+    method: str,
+    given: list[str],
+    text: str,
+) -> None:
+    inputs = {
+        "answer": ["--question", "q", "--passage", "p"],
+        "predict": ["--data", str(data), "--out", str(tmp_path / "out.tsv")],
+        "bench": [],
+    }
+    code = main([command, *inputs[command], "--method", method, *given])
+    assert_error(capsys, code, text)
+
+
+def test_help_names_methods_and_defaults(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["answer", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "hypotheses kept at each step (seq2seq: 3)",
+        "longest answer (seq2seq, span: 32; mlm: 16)",
+        "how passages agree (default: original)",
+        "(seq2seq, mlm: off; span: 128)",
+        "whether answers are whole words (span: on)",
+        "whether a passage may hold no answer (span: off)",
+    ):
+        assert part in text
+
+
 def test_spans_that_overlap_or_lie_apart() -> None:
     spans = [Span(0, 0, 2), Span(0, 1, 3), Span(0, 4, 5)]
     assert mark_spans("aaabc", spans) == "【aaa】b【c】"
@@ -373,6 +476,36 @@ def test_terminal_that_cannot_show_the_text() -> None:
 
 
 # --- construction of readers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("mlm", "MLMReader"), ("span", "SpanReader"), ("seq2seq", "Seq2SeqReader")]
+)
+@pytest.mark.parametrize("baseline", [False, True])
+def test_method_chooses_the_reader(
+    monkeypatch: pytest.MonkeyPatch, method: str, name: str, baseline: bool
+) -> None:
+    import fastmrc
+    import fastmrc.reference
+
+    class Chosen:
+        @classmethod
+        def from_pretrained(cls, model: str | None, **options: Any) -> FakeReader:
+            return FakeReader(suffix="!")
+
+    monkeypatch.setitem(vars(fastmrc.reference if baseline else fastmrc), name, Chosen)
+    args = argparse.Namespace(
+        method=method,
+        baseline=baseline,
+        model=None,
+        local_files_only=False,
+        threads=None,
+        device=None,
+        dtype=None,
+        normalization=None,
+        revision=None,
+    )
+    assert common.build_reader(args).answer("q", ["ab"]).text == "a!"
 
 
 @pytest.mark.parametrize("baseline", [False, True])
@@ -769,6 +902,70 @@ def test_bench_of_the_packaged_model(keep_threads: None, capsys: Output) -> None
     assert result["equal"] is True
     assert result["ratio"] > 1.0
     assert 0.0 < result["outside_encoder"] < 1.0
+
+
+@pytest.mark.parametrize("options", [[], ["--decoding", "exact", "--top-k", "2"], ["--baseline"]])
+def test_packaged_model_answers_by_masked_slots(
+    keep_threads: None, capsys: Output, options: list[str]
+) -> None:
+    assert main(arguments_for("answer", "--method", "mlm", "--json", *options)) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "北京"
+    assert answer["spans"] == [{"passage": 0, "start": 6, "end": 8}]
+    assert 0 < answer["score"] < 1
+    assert answer["no_answer_score"] is None
+
+
+def sample_of(count: int, tmp_path: Path) -> Path:
+    path = tmp_path / "sample.jsonl"
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:count]), encoding="utf-8")
+    return path
+
+
+def test_predict_and_bench_by_masked_slots(
+    keep_threads: None, tmp_path: Path, capsys: Output
+) -> None:
+    data, out = sample_of(3, tmp_path), tmp_path / "out.tsv"
+    rest = ["--data", str(data), "--method", "mlm", "--threads", "1", "--json"]
+    assert main(["predict", "--out", str(out), *rest]) == 0
+    assert json.loads(capsys.readouterr().out)["answered"] == 3
+    questions = {question.id: question for question in read_questions(data)}
+    for question_id, text in read_predictions(out).items():
+        assert text and any(text in p.text for p in questions[question_id].passages)
+    assert main(["bench", "-n", "2", "--rounds", "1", *rest]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["equal"] is True
+    assert result["score_difference"] < 1e-5
+
+
+def test_span_heads(keep_threads: None, bert_qa_dir: Path, tmp_path: Path, capsys: Output) -> None:
+    method = ["--method", "span", "--model", str(bert_qa_dir), "--threads", "1", "--json"]
+    found = []
+    for options in ([], ["--baseline"], ["--handle-impossible-answer", "--top-k", "2"]):
+        passages = ["--passage", "中国北京", "--passage", "上海"]
+        assert main(["answer", "--question", "谁?", *passages, *method, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    engine, oracle, careful = found
+    assert engine["text"] in "中国北京上海"
+    assert engine["spans"] == oracle["spans"] != []
+    assert engine["no_answer_score"] == pytest.approx(oracle["no_answer_score"], abs=1e-6)
+    assert 0 < engine["no_answer_score"] < 1
+    assert len(careful["candidates"]) != len(engine["candidates"])
+    data, out = sample_of(3, tmp_path), tmp_path / "out.tsv"
+    assert main(["predict", "--data", str(data), "--out", str(out), *method]) == 0
+    assert json.loads(capsys.readouterr().out)["answered"] == 3
+    assert len(read_predictions(out)) == 3
+    assert main(["bench", "--data", str(data), "--rounds", "1", *method]) == 0
+    assert json.loads(capsys.readouterr().out)["equal"] is True
+
+
+def test_span_heads_need_a_model(keep_threads: None, tiny_bert_dir: Path, capsys: Output) -> None:
+    base = ["answer", "--question", "q", "--passage", "p", "--method", "span"]
+    text = "expected a directory or hub id, as no question-answering model comes with fastmrc"
+    assert_error(capsys, main(base), text)
+    code = main([*base, "--model", str(tiny_bert_dir)])
+    assert_error(capsys, code, "holds no trained question-answering model")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 
 from fastmrc import pretrained
 from fastmrc.errors import InputError, UnsupportedModelError
-from fastmrc.pretrained import LoadedModel, load_model, packaged_model_path
+from fastmrc.pretrained import LoadedModel, load_model, max_positions, packaged_model_path
 
 FULL_WIDTH = "０１２３４５６７８９ＡＢＣＸＹＺａｂｃｘｙｚ"
 TEXT = "中国的天气, 2012年"
@@ -214,6 +215,92 @@ def test_hub_model_from_the_cache(
     assert torch.equal(logits_of(loaded), logits_of(load_model(tiny_bert_dir)))
     with pytest.raises(InputError, match="'someone/tiny' is no directory.* at revision 'v2'"):
         load_model("someone/tiny", revision="v2", local_files_only=True)
+
+
+# Tasks and positions
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+def test_question_answering_model(bert_qa_dir: Path, attention: str | None) -> None:
+    loaded = load_model(bert_qa_dir, task="question-answering", attention=attention)
+    assert type(loaded.model).__name__ == "BertForQuestionAnswering"
+    assert not loaded.model.training
+    assert loaded.model.config._attn_implementation == (attention or "sdpa")
+    inputs = loaded.tokenizer("谁", TEXT, return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.isfinite(loaded.model(**inputs).start_logits).all()
+
+
+def test_head_of_another_task(bert_qa_dir: Path, tiny_bert_dir: Path, no_head_dir: Path) -> None:
+    assert "no trained masked-LM model: 6 weights are missing, such as cls." in refusal(bert_qa_dir)
+    for directory in (tiny_bert_dir, no_head_dir):
+        message = refusal(directory, task="question-answering")
+        assert "no trained question-answering model: 2 weights are missing, such as qa_" in message
+
+
+def test_model_type_without_question_answering(bert_copy: Path) -> None:
+    (bert_copy / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
+    message = refusal(bert_copy, task="question-answering")
+    assert "model type 'vit' has no question-answering head" in message
+
+
+def test_only_a_masked_language_model_is_packaged() -> None:
+    with pytest.raises(
+        InputError,
+        match="path_or_id: expected a directory or hub id, as no question-answering model comes",
+    ):
+        load_model(task="question-answering")
+
+
+def test_unknown_task(tiny_bert_dir: Path) -> None:
+    unknown: Any = "translation"
+    with pytest.raises(InputError, match="task: expected one of masked-LM, question-answering"):
+        load_model(tiny_bert_dir, task=unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tiny_bert", 512),
+        ("tiny_roberta", 512),
+        ("tiny_xlm_roberta", 512),
+        ("tiny_electra", 512),
+        ("tiny_distilbert", 512),
+        ("tiny_modernbert", 512),
+        ("roberta_qa", 512),
+    ],
+)
+def test_max_positions(name: str, expected: int, request: pytest.FixtureRequest) -> None:
+    """As many tokens as the model can take, and no more."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(request.getfixturevalue(f"{name}_dir"))
+    assert max_positions(config) == expected
+    if config.model_type == "modernbert":
+        return  # rotary positions go on
+    model = AutoModel.from_config(config).eval()
+    with torch.inference_mode():
+        model(torch.full((1, expected), 9))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, expected + 1), 9))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_position_embeddings": 40}, 40),
+        ({"max_position_embeddings": -1}, None),
+        ({"max_position_embeddings": 0}, None),
+        ({"max_position_embeddings": None}, None),
+        ({}, None),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "esm", "max_position_embeddings": 30, "pad_token_id": 0}, 29),
+    ],
+)
+def test_max_positions_of_settings(settings: dict[str, Any], expected: int | None) -> None:
+    config: Any = SimpleNamespace(**{"model_type": "bert", "pad_token_id": 0} | settings)
+    assert max_positions(config) == expected
 
 
 # What is refused

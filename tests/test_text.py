@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BERT_TOKENS, ROBERTA_TOKENS
+from conftest import BERT_TOKENS, ROBERTA_TOKENS, save_tokenizer
 
 from fastmrc.errors import InputError
 from fastmrc.text import TextCodec, window_starts
@@ -175,6 +176,95 @@ def test_windows_cover_every_token_once_or_share_the_stride() -> None:
 def test_piece() -> None:
     from fastmrc.text import TokenizedText
 
-    whole = TokenizedText(np.arange(5), np.arange(5) * 2, np.arange(5) * 2 + 1, np.arange(5))
+    whole = TokenizedText(np.arange(5), np.arange(5) * 2, np.arange(5) * 2 + 1, np.arange(5) // 2)
     piece = whole.piece(3, 9)
     assert (piece.token_ids.tolist(), piece.starts.tolist()) == ([3, 4], [6, 8])
+    assert (piece.ends.tolist(), piece.words.tolist()) == ([7, 9], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("New York", ["New", "York"]),
+        ("newing 2024", ["newing", "2024"]),
+        ("北京newing,", ["北", "京", "newing", ","]),
+        ("😀the", ["😀the"]),
+    ],
+)
+def test_words(codec: TextCodec, text: str, words: list[str]) -> None:
+    tokens = codec.encode_passages([text])[0]
+    assert len(tokens.words) == len(tokens)
+    found: dict[int, str] = {}
+    for word, a, b in zip(tokens.words.tolist(), tokens.starts, tokens.ends, strict=True):
+        found[word] = found.get(word, "") + text[a:b]
+    assert list(found.values()) == words
+    assert list(found) == sorted(found)
+
+
+def test_tokens_without_a_word(codec: TextCodec) -> None:
+    from types import SimpleNamespace
+
+    from fastmrc.text import _tokenized
+
+    encoding = SimpleNamespace(ids=[5, 6], offsets=[(0, 1), (1, 2)], word_ids=[None, 3])
+    assert _tokenized("ab", encoding).words.tolist() == [-1, 3]
+
+
+# Two texts
+
+
+def test_pair_layout_of_bert(codec: TextCodec) -> None:
+    layout = codec.pair_layout()
+    assert layout.before.tolist() == [codec.cls_id]
+    assert layout.between.tolist() == layout.after.tolist() == [codec.sep_id]
+    assert layout.types == (0, 0, 0, 1, 1)
+    assert layout.num_special == 3
+    assert [layout.second_at(n) for n in (0, 1, 7)] == [2, 3, 9]
+
+
+def test_pair_layout_of_roberta(roberta_qa_dir: Path) -> None:
+    codec = _codec(roberta_qa_dir)
+    layout = codec.pair_layout()
+    assert layout.before.tolist() == [codec.cls_id]
+    assert layout.between.tolist() == [codec.sep_id, codec.sep_id]
+    assert layout.after.tolist() == [codec.sep_id]
+    assert layout.types == (0, 0, 0, 0, 0)
+    assert layout.num_special == 4
+    assert layout.second_at(2) == 5
+
+
+@pytest.mark.parametrize(
+    "pair", ["$A [SEP] $B:1 [SEP]:1 [CLS]:1", "[CLS]:1 $A:1 [SEP] $B", "$A $B", "$A:1 [SEP] $B:1"]
+)
+def test_pair_layout_of_any_template(tmp_path: Path, pair: str) -> None:
+    save_tokenizer(tmp_path, BERT_TOKENS, pair=pair)
+    assert_joins_as_the_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bert_dir", "roberta_qa_dir"])
+def test_pairs_are_joined_as_the_tokenizer_joins_them(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    assert_joins_as_the_tokenizer(request.getfixturevalue(fixture))
+
+
+def assert_joins_as_the_tokenizer(directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    codec = TextCodec(tokenizer, "none")
+    layout = codec.pair_layout()
+    texts = ["谁", "谁 new", "2024年", "0", " "]
+    for first, second in product(texts, repeat=2):
+        expected = tokenizer(first, second, return_token_type_ids=True)
+        own = codec.encode_question(first), codec.encode_question(second)
+        ids, types = layout.join(*own)
+        assert ids.dtype == types.dtype == np.int32
+        assert (ids.tolist(), types.tolist()) == (
+            expected["input_ids"],
+            expected["token_type_ids"],
+        )
+        start = layout.second_at(len(own[0]))
+        assert ids[start : start + len(own[1])].tolist() == own[1].tolist()
+        assert layout.num_special == len(ids) - len(own[0]) - len(own[1])

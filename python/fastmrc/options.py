@@ -203,6 +203,7 @@ class SpanOptions(ReaderOptions):
     max_passage_tokens: int = 320
 
     def __post_init__(self) -> None:
+        _require_int("max_passage_tokens", self.max_passage_tokens, 1)
         if self.stride == _SPAN_STRIDE and self.max_passage_tokens <= _SPAN_STRIDE:
             object.__setattr__(self, "stride", self.max_passage_tokens // 2)
         _require_int("top_k", self.top_k, 1)

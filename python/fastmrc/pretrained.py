@@ -155,6 +155,8 @@ def load_model(
 
     torch_device = _resolve_device(device)
     torch_dtype = _resolve_dtype(dtype, torch_device)
+    if task not in get_args(Task):
+        raise InputError(f"task: expected one of {', '.join(get_args(Task))}, got {task!r}")
     if path_or_id is None and task != "masked-LM":
         raise InputError(
             f"path_or_id: expected a directory or hub id, as no {task} model comes with fastmrc"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastmrc.pretrained import Normalization
 
-__all__ = ["PairLayout", "TextCodec", "TokenizedText", "window_starts"]
+__all__ = ["PairLayout", "TextCodec", "TokenizedText", "join_tokens", "window_starts"]
 
 # The original's passage normalization; one character for one, so that offsets stay right.
 _ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
@@ -172,6 +172,11 @@ def _tokenized(text: str, encoding: Any) -> TokenizedText:
             ends[i] += 1
     words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int32)
     return TokenizedText(ids, starts, ends, words)
+
+
+def join_tokens(*parts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
+    """Lay token ids end to end, int32 [n]."""
+    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
 def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:

@@ -11,11 +11,15 @@ Code written for it changes one import::
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastmrc.errors import InputError
-from fastmrc.pretrained import LoadedModel
+from fastmrc.pretrained import LoadedModel, load_model
+from fastmrc.readers.pipeline import answer_as_pipeline
 from fastmrc.readers.span import SpanReader
 
 if TYPE_CHECKING:
@@ -24,16 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["pipeline"]
 
-_TASK = "question-answering"
+_TASK: Literal["question-answering"] = "question-answering"
 
 
 def pipeline(
     task: str | None = None,
-    model: str | PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerFast | None = None,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
     *,
     device: int | str | torch.device | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     local_files_only: bool = False,
     **defaults: Any,
@@ -47,10 +51,13 @@ def pipeline(
     model
         Directory, hub id or a loaded ``...ForQuestionAnswering``.
     tokenizer
-        Fast tokenizer; needed with a loaded model, refused otherwise.
+        A fast tokenizer; needed with a loaded model. With the name of a model, its own one (which
+        may be named, too) if there is none.
     device
         As torch names it; a number is that GPU, -1 the CPU. A loaded model stays where it is.
-    dtype, revision, local_files_only
+    dtype
+        float32 (default), float16, bfloat16 or ``"auto"``. A loaded model keeps its own.
+    revision, local_files_only
         As for `fastmrc.SpanReader.from_pretrained`.
     **defaults
         Keywords of every call, such as ``top_k``; see `fastmrc.SpanReader.__call__`.
@@ -64,23 +71,37 @@ def pipeline(
     ------
     InputError
         If an argument is wrong.
+    TypeError
+        For an unknown keyword.
     UnsupportedModelError
         If the model cannot serve a span reader.
     """
     if task not in (None, _TASK):
         raise InputError(f"task: expected {_TASK!r}, got {task!r}")
-    if model is None or isinstance(model, str):
-        if tokenizer is not None:
-            raise InputError("tokenizer: expected none beside a model that is loaded by its name")
-        reader = SpanReader.from_pretrained(
+    unknown = sorted(set(defaults) - set(signature(answer_as_pipeline).parameters))
+    if unknown:
+        raise TypeError(f"pipeline: unexpected keyword {', '.join(unknown)}")
+    if model is None or isinstance(model, str | Path):
+        if isinstance(tokenizer, str | Path) and str(tokenizer) == str(model):
+            tokenizer = None
+        loaded = load_model(
             model,
-            device=_device_name(device),
-            dtype=dtype,
+            task=_TASK,
+            attention=None,
             revision=revision,
             local_files_only=local_files_only,
+            dtype=dtype,
+            device=_device_name(device),
         )
+        if tokenizer is not None:
+            loaded = replace(loaded, tokenizer=_fast(tokenizer))
     else:
-        reader = SpanReader(_loaded(model, tokenizer))
+        if model.training:
+            raise InputError(
+                "model: expected evaluation mode, got training mode; call model.eval()"
+            )
+        loaded = LoadedModel(model, _fast(tokenizer), "none", type(model).__name__)
+    reader = SpanReader(loaded)
     return partial(reader, **defaults) if defaults else reader
 
 
@@ -90,12 +111,10 @@ def _device_name(device: int | str | torch.device | None) -> str | None:
     return None if device is None else str(device)
 
 
-def _loaded(model: PreTrainedModel, tokenizer: Any) -> LoadedModel:
-    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+def _fast(tokenizer: Any) -> PreTrainedTokenizerFast:
+    if not getattr(tokenizer, "is_fast", False):
+        got = tokenizer if isinstance(tokenizer, str | Path) else type(tokenizer).__name__
         raise InputError(
-            f"tokenizer: expected the fast tokenizer of the loaded model, "
-            f"got {type(tokenizer).__name__}"
+            f"tokenizer: expected a fast tokenizer, or none beside the name of a model, got {got}"
         )
-    if model.training:
-        raise InputError("model: expected evaluation mode, got training mode; call model.eval()")
-    return LoadedModel(model, tokenizer, "none", type(model).__name__)
+    return cast("PreTrainedTokenizerFast", tokenizer)

@@ -285,9 +285,6 @@ class Reader(ABC):
                 windows.append(self._window(p, piece, question_ids, options))
         return PreparedQuestion(passages, windows, weights, constraint)
 
-    def _joined(self, *parts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
-        return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
-
     def _check_length(self, tokens: int) -> None:
         if self._max_positions is not None and tokens > self._max_positions:
             raise InputError(
@@ -303,9 +300,15 @@ class Reader(ABC):
         reading: Reading | Hypothesis,
         extractive: bool,
         surface: str | None = None,
+        spellings: Iterable[tuple[int, ...]] = (),
     ) -> Candidate:
-        """Locate an answer in these windows and give it its text."""
-        spans = self._spans(question, windows, reading.token_ids, surface)
+        """Locate an answer, and its other `spellings` in tokens, and give it its text."""
+        found = {
+            span
+            for tokens in {tuple(reading.token_ids), *spellings}
+            for span in self._spans(question, windows, tokens, surface)
+        }
+        spans = sorted(found, key=lambda span: (span.passage, span.start, span.end))
         if extractive and spans:
             text = _cut(question.passages, spans[0])
         else:
@@ -316,7 +319,7 @@ class Reader(ABC):
         self,
         question: PreparedQuestion,
         windows: Sequence[Window],
-        token_ids: list[int],
+        token_ids: Sequence[int],
         surface: str | None = None,
     ) -> list[Span]:
         """Find every occurrence of the tokens in the windows, as characters of the passages.
@@ -356,7 +359,7 @@ class Reader(ABC):
         question
             The question.
         voters
-            For each window or passage its answers, best first; empty ones take no part.
+            For each window or passage its answers, best first; empty texts take no part.
         weights
             One per voter.
         surviving
@@ -373,18 +376,22 @@ class Reader(ABC):
         """
         heard: dict[tuple[str, str | None], dict[int, float]] = {}  # score by voter
         first: dict[tuple[str, str | None], Reading] = {}
+        spellings: dict[tuple[str, str | None], set[tuple[int, ...]]] = {}
         for v, readings in enumerate(voters):
             for reading in readings:
-                if reading.token_ids:
-                    key = (self._codec.decode(reading.token_ids), self._surface(question, reading))
+                key = (self._codec.decode(reading.token_ids), self._surface(question, reading))
+                if any(key):
                     first.setdefault(key, reading)
                     heard.setdefault(key, {}).setdefault(v, reading.score)
+                    spellings.setdefault(key, set()).add(tuple(reading.token_ids))
         candidates = []
         for key, scores in heard.items():
             given = [weights[v] for v in scores]
             score = answer_vote(list(scores.values()), given, len(voters), options.vote)
             reading = replace(first[key], score=score)
-            candidates.append(self._candidate(question, surviving, reading, extractive, key[1]))
+            candidates.append(
+                self._candidate(question, surviving, reading, extractive, key[1], spellings[key])
+            )
         return sorted(candidates, key=lambda candidate: -candidate.score)  # stable
 
     def _surface(self, question: PreparedQuestion, reading: Reading) -> str | None:

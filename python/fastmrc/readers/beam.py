@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastmrc.errors import InputError
 from fastmrc.options import SearchOptions
 from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
-from fastmrc.text import TokenizedText
+from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Candidate, Hypothesis, SearchResult, Timings
 
 __all__ = ["BeamReader", "Decoded"]
@@ -50,7 +50,7 @@ class BeamReader(Reader):
         options: SearchOptions,
     ) -> Window:
         cls, sep = [self._codec.cls_id], [self._codec.sep_id]
-        input_ids = self._joined(cls, piece.token_ids, sep, question_ids, sep)
+        input_ids = join_tokens(cls, piece.token_ids, sep, question_ids, sep)
         return Window(passage, piece, input_ids, np.zeros_like(input_ids), 1)
 
     def _answer_prepared(

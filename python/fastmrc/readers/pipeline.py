@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from fastmrc.errors import InputError
@@ -20,6 +21,8 @@ _MAX_SEQ_LEN = 384
 _DOC_STRIDE = 128
 
 Result = dict[str, Any]
+
+_EMPTY: Result = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,8 @@ def answer_as_pipeline(
     """
     from fastmrc.readers.spans import spans_to_look_at
 
-    _require_positive("top_k", top_k)
-    _require_positive("max_answer_len", max_answer_len)
-    if max_question_len is not None:
-        _require_positive("max_question_len", max_question_len)
+    top_k = _require_int("top_k", top_k, 1)
+    max_answer_len = _require_int("max_answer_len", max_answer_len, 1)
     examples, single = _examples(inputs, question, context)
     limits = _Limits(reader, max_seq_len, doc_stride, max_question_len)
     windows = [_windows(reader, example, limits) for example in examples]
@@ -75,18 +76,23 @@ def answer_as_pipeline(
         for window, of_window in zip(own, spans, strict=True):
             by_context[window.passage].append((window, of_window))
         answers = [
-            _merge(text, group, handle_impossible_answer, align_to_words)
+            _merge(text, group, align_to_words)
             for text, group in zip(example.contexts, by_context, strict=True)
         ]
         merged = _vote(answers) if example.several else answers[0]
-        merged = sorted(merged, key=lambda answer: -answer["score"])[:top_k]
+        if handle_impossible_answer:
+            null_scores = [found.null_score for found in spans if found.null_score is not None]
+            null = min(null_scores, default=0.0)
+            merged.append(_EMPTY | {"score": _original_vote([null]) if example.several else null})
+        merged = sorted(merged, key=lambda answer: -answer["score"])[:top_k] or [_EMPTY]
         results.append(merged[0] if len(merged) == 1 else merged)
     return results[0] if single else results
 
 
-def _require_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}: expected an integer of at least 1, got {value!r}")
+def _require_int(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 class _Limits:
@@ -102,9 +108,18 @@ class _Limits:
         longest = reader._max_positions
         if max_seq_len is None:
             max_seq_len = _MAX_SEQ_LEN if longest is None else min(longest, _MAX_SEQ_LEN)
-        self.sequence = max_seq_len
-        self.stride = doc_stride
-        self.question = max_question_len
+        self.sequence = _require_int("max_seq_len", max_seq_len, 1)
+        if longest is not None and self.sequence > longest:
+            raise InputError(
+                f"max_seq_len: expected at most {longest}, the positions of the model, "
+                f"got {self.sequence}"
+            )
+        self.stride = None if doc_stride is None else _require_int("doc_stride", doc_stride, 0)
+        self.question = (
+            None
+            if max_question_len is None
+            else _require_int("max_question_len", max_question_len, 1)
+        )
 
     def window(self, special: int, question: int) -> tuple[int, int]:
         """Return the context tokens of a window and those it shares with the next one."""
@@ -116,7 +131,7 @@ class _Limits:
             )
         if self.stride is None:
             return size, min(self.sequence // 2, _DOC_STRIDE, size - 1)
-        if not 0 <= self.stride < size:
+        if self.stride >= size:
             raise InputError(
                 f"doc_stride: expected 0 to less than {size}, the context tokens of a window, "
                 f"got {self.stride}"
@@ -137,10 +152,7 @@ def _windows(reader: SpanHeadReader, example: _Example, limits: _Limits) -> list
 
 
 def _merge(
-    context: str,
-    windows: Sequence[tuple[Window, WindowSpans]],
-    handle_impossible_answer: bool,
-    align_to_words: bool,
+    context: str, windows: Sequence[tuple[Window, WindowSpans]], align_to_words: bool
 ) -> list[Result]:
     """Collect the answers of one context; the scores of equal texts add up, as in the pipeline."""
     answers: dict[str, Result] = {}
@@ -152,13 +164,7 @@ def _merge(
                 text.lower(), {"score": 0.0, "start": start, "end": end, "answer": text}
             )
             answer["score"] += score
-    results = list(answers.values())
-    empty: Result = {"score": 0.0, "start": 0, "end": 0, "answer": ""}
-    if handle_impossible_answer:
-        null_scores = [found.null_score for _, found in windows]
-        known = [score for score in null_scores if score is not None]
-        results.append(empty | {"score": min(known, default=0.0)})
-    return results or [empty]
+    return list(answers.values())
 
 
 def _characters(
@@ -180,10 +186,11 @@ def _vote(answers: Sequence[Sequence[Result]]) -> list[Result]:
             key = answer["answer"].lower()
             scores.setdefault(key, []).append(answer["score"])
             first.setdefault(key, answer | {"passage": passage})
-    return [
-        first[key] | {"score": answer_vote(given, [1.0] * len(given), len(answers), "original")}
-        for key, given in scores.items()
-    ]
+    return [first[key] | {"score": _original_vote(given)} for key, given in scores.items()]
+
+
+def _original_vote(scores: Sequence[float]) -> float:
+    return answer_vote(scores, [1.0] * len(scores), len(scores), "original")
 
 
 def _examples(inputs: tuple[Any, ...], question: Any, context: Any) -> tuple[list[_Example], bool]:

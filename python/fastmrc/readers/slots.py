@@ -14,7 +14,7 @@ from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
-from fastmrc.text import TokenizedText
+from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Timings
 
 __all__ = ["FilledSlots", "SlotReader"]
@@ -55,9 +55,9 @@ class SlotReader(Reader):
     ) -> Window:
         cls, sep = [self._codec.cls_id], [self._codec.sep_id]
         slots = [self._mask_id] * options.max_answer_tokens
-        before = self._joined(cls, slots, sep, question_ids, sep)
+        before = join_tokens(cls, slots, sep, question_ids, sep)
         self._check_length(len(before) + len(piece) + 1)
-        input_ids = self._joined(before, piece.token_ids, sep)
+        input_ids = join_tokens(before, piece.token_ids, sep)
         return Window(passage, piece, input_ids, np.zeros_like(input_ids), len(before))
 
     def _answer_prepared(
@@ -82,7 +82,7 @@ class SlotReader(Reader):
         surviving = [
             window
             for window, readings in zip(question.windows, filled.readings, strict=True)
-            if readings and readings[0].token_ids
+            if any(reading.token_ids for reading in readings)
         ]
         candidates = self._vote(
             question,

@@ -624,6 +624,15 @@ def test_generated_answers_without_text_take_no_part(by_hand: HandMade) -> None:
     assert [candidate.text for candidate in answer.candidates] == ["北"]
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="fault: [UNK] of a passage decodes to nothing, too"
+)
+def test_generated_unknown_token_takes_no_part(by_hand: HandMade) -> None:
+    slots: dict[str, Slots] = {"🎉": [{"[UNK]": 0.9}], "北": [{"北": 0.6}]}
+    answer = by_hand.answer(slots, mode="generative", max_answer_tokens=1)
+    assert [candidate.text for candidate in answer.candidates] == ["北"]
+
+
 def test_citations_are_of_passages_that_gave_an_answer(by_hand: HandMade) -> None:
     slots: dict[str, Slots] = {
         "北京北": [{"北": 0.9}],
@@ -676,9 +685,14 @@ def test_spaces_that_belong_to_tokens(bytes_by_hand: HandMade) -> None:
 
 def test_equal_texts_of_different_tokens_are_all_cited(bytes_by_hand: HandMade) -> None:
     either: Slots = [{"new": 0.4, "Ġnew": 0.4}]
-    answer = bytes_by_hand.answer({"new 1": either, "1 new": either}, max_answer_tokens=1)
+    slots: dict[str, Slots] = {"new 1": either, "1 new": either}
+    answer = bytes_by_hand.answer(slots, max_answer_tokens=1)
     assert answer.score == pytest.approx(vote(0.4, 0.4), abs=1e-6)
     assert answer.spans == [Span(0, 0, 3), Span(1, 2, 5)]
+    # Its tokens are those of the first passage.
+    swapped = bytes_by_hand.answer(slots, passages=["1 new", "new 1"], max_answer_tokens=1)
+    assert swapped.spans == [Span(0, 2, 5), Span(1, 0, 3)]
+    assert answer.token_ids != swapped.token_ids
 
 
 def test_windows_of_a_passage_vote_each(by_hand: HandMade) -> None:

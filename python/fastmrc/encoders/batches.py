@@ -1,14 +1,16 @@
-"""Inputs of different lengths as padded batches of little padding."""
+"""Batches of inputs of different lengths: little padding, and nothing left behind."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded"]
+__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded", "return_freed_memory"]
 
 # Padded tokens of one forward pass: enough to keep two to sixteen cores busy, little enough that
 # the activations of a BERT-base layer stay in tens of megabytes.
@@ -42,3 +44,15 @@ def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return torch.from_numpy(array).to(device)
+
+
+def return_freed_memory() -> None:
+    """Give the pages of freed tensors back to the system.
+
+    glibc keeps them where blocks of ever other sizes have left gaps: without this, resident memory
+    grew by 40 % from question 100 to 1,000.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

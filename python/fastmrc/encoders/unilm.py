@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastmrc.encoders.batches import MAX_BATCH_TOKENS, padded
 from fastmrc.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -48,10 +49,6 @@ SUPPORTED_MODEL_TYPES = tuple(_FAMILIES)
 # head of BERT-base takes 7 ms to read its weights and 0.2 ms a row, so that one call for the rows
 # of five steps takes half the time of five.
 _LOGITS_AHEAD = 1 << 24
-
-# Padded tokens of one forward pass of the inputs: enough to keep two to sixteen cores busy, little
-# enough that the activations of a BERT-base layer stay in tens of megabytes.
-_PREFILL_TOKENS = 4096
 
 
 class UniLMEncoder:
@@ -383,23 +380,21 @@ class EncoderSession:
         batches = []
         begin = 0
         while begin < len(self._lengths):
-            size = max(1, _PREFILL_TOKENS // int(self._lengths[begin]))
+            size = max(1, MAX_BATCH_TOKENS // int(self._lengths[begin]))
             batches.append(slice(begin, min(begin + size, len(self._lengths))))
             begin += size
         return batches
 
     def _padded(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         lengths = self._lengths[rows]
-        tokens = np.full((len(lengths), int(lengths[0])), self._encoder.pad_id, dtype=np.int64)
-        for i, passage in enumerate(self._passages[rows]):
-            tokens[i, : lengths[i]] = self._rows[passage]
         device = self._encoder.device
+        own = [self._rows[passage] for passage in self._passages[rows]]
         # Queries of the padding see the row's input, so nothing is NaN; they are never read.
         mask = None
         if lengths[-1] < lengths[0]:
             visible = np.arange(lengths[0])[None, :] < lengths[:, None]
             mask = torch.from_numpy(visible)[:, None, None, :].to(device)
-        return torch.from_numpy(tokens).to(device), mask
+        return padded(own, self._encoder.pad_id, device), mask
 
     def _append(
         self,

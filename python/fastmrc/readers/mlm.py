@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fastmrc import ops
 from fastmrc.constraints import Automaton, SpanIndex
-from fastmrc.encoders.batches import by_length
+from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.slots import SlotEncoder
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
@@ -61,6 +61,8 @@ class MLMReader(SlotReader):
                     encode[places[i][0]] += (middle - begin) / len(batch)
                     decode[places[i][0]] += (end - middle) / len(batch)
                 bar.update(len(batch))
+                if len(batch) < len(places):
+                    return_freed_memory()
         filled: list[list[list[Reading]]] = [[] for _ in questions]
         for i, (q, _) in enumerate(places):
             filled[q].append(readings[i])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
 from fastmrc.decoding import BatchResult, beam_search
+from fastmrc.encoders.batches import return_freed_memory
 from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
 from fastmrc.pretrained import LoadedModel
@@ -54,7 +53,7 @@ class Seq2SeqReader(BeamReader):
                     )
                 bar.update(len(group))
                 if len(questions) > 1:
-                    _return_freed_memory()
+                    return_freed_memory()
             bar.update(len(questions) - bar.n)
         return decoded
 
@@ -71,18 +70,6 @@ class Seq2SeqReader(BeamReader):
             weights=weights if options.vote == "weighted" else None,
             constraints=constraints,
         )
-
-
-def _return_freed_memory() -> None:
-    """Give the pages of freed tensors back to the system.
-
-    glibc keeps them where blocks of ever other sizes have left gaps: without this, resident memory
-    grew by 40 % from question 100 to 1,000.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
 
 
 def _groups(questions: Sequence[PreparedQuestion]) -> Iterator[list[int]]:

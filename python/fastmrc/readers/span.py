@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastmrc import ops
-from fastmrc.encoders.batches import by_length
+from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.span_heads import SpanEncoder
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import Window
@@ -57,4 +57,6 @@ class SpanReader(SpanHeadReader):
                     null_score = None if self._null_position is None else null
                     found[i] = WindowSpans(spans_of(window, *arrays), null_score, encode, decode)
                 bar.update(len(batch))
+                if len(batch) < len(windows):
+                    return_freed_memory()
         return [found[i] for i in range(len(windows))]

@@ -497,7 +497,7 @@ def test_method_chooses_the_reader(
     args = argparse.Namespace(
         method=method,
         baseline=baseline,
-        model=None,
+        model="somewhere",
         local_files_only=False,
         threads=None,
         device=None,
@@ -962,7 +962,7 @@ def test_span_heads(keep_threads: None, bert_qa_dir: Path, tmp_path: Path, capsy
 
 def test_span_heads_need_a_model(keep_threads: None, tiny_bert_dir: Path, capsys: Output) -> None:
     base = ["answer", "--question", "q", "--passage", "p", "--method", "span"]
-    text = "expected a directory or hub id, as no question-answering model comes with fastmrc"
+    text = "--model: expected a directory or hub id, as no span model is packaged"
     assert_error(capsys, main(base), text)
     code = main([*base, "--model", str(tiny_bert_dir)])
     assert_error(capsys, code, "holds no trained question-answering model")

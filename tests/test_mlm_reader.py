@@ -93,7 +93,7 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
     return options
 
 
-@random_cases(80)
+@random_cases(60)
 @given(questions=QUESTION_BATCHES, options=option_sets(), data=st.data())
 def test_engine_equals_oracle(
     reader: MLMReader,
@@ -209,8 +209,8 @@ def test_every_family_equals_the_oracle(masked_lm_dir: Path) -> None:
     questions = [(QUESTION, SOME), ("何月?", ["北", "二月,三月" * 5])]
     for options in (
         {"min_answer_tokens": 1},
-        {"decoding": "exact", "top_k": 3, "max_answer_tokens": 5},
-        {"mode": "generative", "max_answer_tokens": 5},
+        {"decoding": "exact", "top_k": 3, "min_answer_tokens": 1, "max_answer_tokens": 5},
+        {"mode": "generative", "min_answer_tokens": 1, "max_answer_tokens": 5},
     ):
         for a, b in zip(
             ours.answer_batch(questions, **options),
@@ -361,16 +361,16 @@ def test_packaged_model_answers(packaged_model: LoadedModel, decoding: str) -> N
 def test_packaged_model_equals_the_oracle(
     packaged_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both decodings read the same logits, which take nearly all of the time."""
+    """Every second sample; both decodings read the same logits, which take nearly all the time."""
     for owner, name in ((SlotEncoder, "logits"), (reference.MLMReader, "slot_logits")):
         monkeypatch.setattr(owner, name, remembered(getattr(owner, name)))
-    questions = [question.pair for question in read_questions(SAMPLE)]
+    questions = [question.pair for question in read_questions(SAMPLE)][::2]
     ours, theirs = MLMReader(packaged_model), reference.MLMReader(packaged_model)
     for options in ({}, {"decoding": "exact", "top_k": 2}):
         answers = ours.answer_batch(questions, **options)
         for a, b in zip(answers, theirs.answer_batch(questions, **options), strict=True):
             assert_same_answer(a, b, tolerance=1e-5)
-        assert sum(bool(answer.text) for answer in answers) >= 10
+        assert sum(bool(answer.text) for answer in answers) >= 5
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -445,10 +445,10 @@ class HandMade:
         for i in range(count):
             given = dict(slots[i]) if i < len(slots) else {}
             for token, share in (given | {REST: 1.0 - sum(given.values())}).items():
-                probabilities[i, self._id(token)] = share
+                probabilities[i, self.id_of(token)] = share
         return probabilities.log().float()
 
-    def _id(self, token: str) -> int:
+    def id_of(self, token: str) -> int:
         tokenizer = self._tokenizer
         return int(
             tokenizer.sep_token_id if token == END else tokenizer.convert_tokens_to_ids(token)
@@ -514,7 +514,6 @@ EPS = 1e-12
             (2 * 0.36 + 0.25) / (1 + 2 * 0.6 + 0.5),
             0.5 * 0.64 / (1 + 0.5 * 0.8),
         ),
-        ({"vote": "weighted", "passage_weights": [0, 1, 1, 0]}, 0.0, 0.64 / 1.8),
     ],
     ids=lambda value: value.get("vote") if isinstance(value, dict) else "",
 )
@@ -608,11 +607,20 @@ def test_best_answers_of_each_passage_vote(by_hand: HandMade) -> None:
     assert (mean.text, mean.score) == ("京", pytest.approx(0.85 / 3))
 
 
-def test_second_answer_behind_an_empty_one_is_cited(by_hand: HandMade) -> None:
+def test_further_answers_do_not_make_up_for_an_empty_one(by_hand: HandMade) -> None:
+    """A passage whose best answer is empty holds none, however many are asked for."""
     slots: Slots = [{END: 0.8, "北": 0.15}, {"京": 0.5}, {END: 0.9}]
-    options: dict[str, Any] = {"decoding": "exact", "top_k": 2, "max_answer_tokens": 3}
-    answer = by_hand.answer({"在北 京": slots}, **options)
-    assert (answer.text, answer.spans) == ("北 京", [Span(0, 1, 4)])
+    for top_k in (1, 2):
+        options: dict[str, Any] = {"decoding": "exact", "top_k": top_k, "max_answer_tokens": 3}
+        assert by_hand.answer({"在北 京": slots}, **options).candidates == []
+
+
+def test_passages_of_weight_zero_take_no_part(by_hand: HandMade) -> None:
+    slots: dict[str, Slots] = {"北": [{"北": 0.9}], "上": [{"上": 0.4}]}
+    options: dict[str, Any] = {"vote": "weighted", "max_answer_tokens": 1}
+    answer = by_hand.answer(slots, passage_weights=[0.0, 1.0], **options)
+    assert [candidate.text for candidate in answer.candidates] == ["上"]
+    assert by_hand.answer(slots, passage_weights=[0.0, 0.0], **options).candidates == []
 
 
 def test_generated_answers_without_text_take_no_part(by_hand: HandMade) -> None:
@@ -624,9 +632,6 @@ def test_generated_answers_without_text_take_no_part(by_hand: HandMade) -> None:
     assert [candidate.text for candidate in answer.candidates] == ["北"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="fault: [UNK] of a passage decodes to nothing, too"
-)
 def test_generated_unknown_token_takes_no_part(by_hand: HandMade) -> None:
     slots: dict[str, Slots] = {"🎉": [{"[UNK]": 0.9}], "北": [{"北": 0.6}]}
     answer = by_hand.answer(slots, mode="generative", max_answer_tokens=1)
@@ -692,7 +697,8 @@ def test_equal_texts_of_different_tokens_are_all_cited(bytes_by_hand: HandMade) 
     # Its tokens are those of the first passage.
     swapped = bytes_by_hand.answer(slots, passages=["1 new", "new 1"], max_answer_tokens=1)
     assert swapped.spans == [Span(0, 2, 5), Span(1, 0, 3)]
-    assert answer.token_ids != swapped.token_ids
+    for one, token in ((answer, "new"), (swapped, "Ġnew")):
+        assert one.token_ids == [bytes_by_hand.id_of(token)]
 
 
 def test_windows_of_a_passage_vote_each(by_hand: HandMade) -> None:
@@ -800,6 +806,9 @@ def test_texts_longer_than_the_limits(reader: MLMReader) -> None:
     shorter = reader.answer("中" * 62, ["山" * 254], **options)
     assert shorter.candidates[0].score != pytest.approx(answer.score, abs=1e-6)
     assert max(span.end for span in answer.spans) == 255
+    assert_same_answer(
+        reader.answer("中国北京", SOME, max_question_tokens=2), reader.answer("中国", SOME)
+    )
 
 
 def test_special_tokens_inside_texts(reader: MLMReader, oracle: reference.MLMReader) -> None:

@@ -362,3 +362,12 @@ def test_bad_constraints(side: Any) -> None:
         side.slot_topk(logits, 1, end_id=0, constraint=None)
     with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
         side.slot_topk(logits, 0, end_id=0, constraint=module.SpanIndex([[1]]))
+
+
+@pytest.mark.parametrize("side", [ops, reference])
+def test_logits_decide_where_probabilities_underflow(side: Any) -> None:
+    logits = np.array([[[0, -1000, -900, -2000], [0, 0, 0, 9]]], dtype=np.float32)
+    module = fastmrc if side is ops else reference
+    index = module.SpanIndex([[1], [2]])
+    tokens, _, _ = side.slot_argmax(logits, end_id=3, constraint=index, min_tokens=1)
+    assert tokens[0].tolist() == [2, -1]

@@ -14,7 +14,7 @@ from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.types import Answer, Candidate, Span, Timings
 
 if TYPE_CHECKING:
-    from fastmrc import metrics, ops, reference
+    from fastmrc import integrations, metrics, ops, reference
     from fastmrc.constraints import SpanIndex, Trie
     from fastmrc.readers.mlm import MLMReader
     from fastmrc.readers.seq2seq import Seq2SeqReader
@@ -35,6 +35,7 @@ __all__ = [
     "__version__",
     "build_info",
     "get_num_threads",
+    "integrations",
     "metrics",
     "ops",
     "reference",
@@ -48,6 +49,7 @@ _LAZY = {
     "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
     "SpanReader": ("fastmrc.readers.span", "SpanReader"),
     "Trie": ("fastmrc.constraints", "Trie"),
+    "integrations": ("fastmrc.integrations", None),
     "metrics": ("fastmrc.metrics", None),
     "ops": ("fastmrc.ops", None),
     "reference": ("fastmrc.reference", None),

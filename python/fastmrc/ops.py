@@ -215,8 +215,8 @@ def slot_argmax(
     Returns
     -------
     tokens
-        int32 [passages, slots], without the end token, padded with -1; of equal probabilities the
-        lower token.
+        int32 [passages, slots], without the end token, padded with -1; of equal logits the lower
+        token.
     lengths
         int32 [passages], number of tokens; -1 if there is no answer.
     scores
@@ -329,6 +329,8 @@ def best_spans(
         For a wrong dtype.
     """
     follow_torch()
+    if getattr(start, "ndim", 2) != 2:
+        raise ValueError(f"start: expected 2 dimensions, got {start.ndim}")
     null = -1 if null_position is None else _number("null_position", null_position)
     result = _like(start, _C.best_spans(start, end, k, max_length, _flat_mask(mask, start), null))
     return result[0], result[1], result[2], result[3]
@@ -349,8 +351,8 @@ def _flat_mask(mask: Any, start: Any) -> Any:
     array = np.asarray(mask)
     if array.dtype != np.bool_:
         raise TypeError(f"mask: expected bool, got {array.dtype}")
-    if array.shape != tuple(start.shape):
-        raise ValueError(f"mask: expected shape {tuple(start.shape)}, got {array.shape}")
+    if array.shape != np.shape(start):
+        raise ValueError(f"mask: expected shape {np.shape(start)}, got {array.shape}")
     return np.ascontiguousarray(array, dtype=np.uint8).ravel()
 
 

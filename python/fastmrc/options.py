@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from fastmrc.errors import InputError
@@ -28,6 +28,7 @@ Combine = Literal["step", "answer"]
 Decoding = Literal["greedy", "exact"]
 
 _SPAN_STRIDE = 128
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class ReaderOptions:
         Answers with a lower score are replaced by the empty one; None (default): never.
     stride
         None: passages are cut on the right at `max_passage_tokens`; else they are read in windows
-        that share `stride` tokens.
+        that share `stride` tokens. Each window votes as a passage of its own, except in the span
+        reader, which merges them.
     max_passage_tokens, max_question_tokens
         Limits in tokens.
     """
@@ -71,8 +73,8 @@ class ReaderOptions:
                     f"stride: expected less than max_passage_tokens={self.max_passage_tokens}, "
                     f"got {self.stride}"
                 )
-        if self.no_answer_threshold is not None and math.isnan(self.no_answer_threshold):
-            raise InputError("no_answer_threshold: expected a number, got NaN")
+        if self.no_answer_threshold is not None:
+            _require_number("no_answer_threshold", self.no_answer_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +209,22 @@ class SpanOptions(ReaderOptions):
         if self.stride == _SPAN_STRIDE and self.max_passage_tokens <= _SPAN_STRIDE:
             object.__setattr__(self, "stride", self.max_passage_tokens // 2)
         _require_int("top_k", self.top_k, 1)
-        if math.isnan(self.null_score_diff_threshold):
-            raise InputError("null_score_diff_threshold: expected a number, got NaN")
+        _require_number("null_score_diff_threshold", self.null_score_diff_threshold)
+        for name in ("align_to_words", "handle_impossible_answer"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         super().__post_init__()
 
 
 def _require_lengths(least: object, most: object) -> None:
     _require_int("min_answer_tokens", least, 0)
     _require_int("max_answer_tokens", most, max(1, int(least)))  # type: ignore[call-overload]
+
+
+def _require_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        shown = "NaN" if isinstance(value, Real) else type(value).__name__
+        raise InputError(f"{name}: expected a number, got {shown}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -227,3 +237,5 @@ def _require_int(name: str, value: object, least: int) -> None:
         raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
     if int(value) < least:
         raise InputError(f"{name}: expected at least {least}, got {value}")
+    if int(value) > _MOST:
+        raise InputError(f"{name}: expected at most {_MOST}, got {value}")

@@ -169,7 +169,7 @@ def load_model(
         model_class = _model_class(config, task, source)
         _check_weight_files(directory, source)
         tokenizer = _load_tokenizer(directory, source)
-        _check_vocabulary(tokenizer, config, source)
+        _check_vocabulary(tokenizer, config, task, source)
         arguments: dict[str, Any] = {"dtype": torch_dtype}
         if attention is not None:
             arguments["attn_implementation"] = attention
@@ -394,9 +394,9 @@ def _load_tokenizer(directory: Path, source: str) -> PreTrainedTokenizerFast:
 
 
 def _check_vocabulary(
-    tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, source: str
+    tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig, task: Task, source: str
 ) -> None:
-    for role in ("cls", "sep"):
+    for role in ("cls", "sep") if task == "masked-LM" else ():
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise UnsupportedModelError(f"{source}: the tokenizer names no [{role.upper()}] token")
     largest = max(tokenizer.get_vocab().values())

@@ -115,10 +115,19 @@ class TextCodec:
         backend.encode_special_tokens = True  # "[SEP]" in a passage must not end it
         self._backend = backend
         self._normalize = normalization == "original"
-        self.cls_id = _special_id(tokenizer, "cls_token_id")
-        self.sep_id = _special_id(tokenizer, "sep_token_id")
+        self._tokenizer = tokenizer
         self.unk_id: int | None = tokenizer.unk_token_id
         self.mask_id: int | None = tokenizer.mask_token_id
+
+    @property
+    def cls_id(self) -> int:
+        """Id of [CLS]; InputError if there is none."""
+        return _special_id(self._tokenizer, "cls_token_id")
+
+    @property
+    def sep_id(self) -> int:
+        """Id of [SEP]; InputError if there is none."""
+        return _special_id(self._tokenizer, "sep_token_id")
 
     def pair_layout(self) -> PairLayout:
         """Return how the tokenizer joins a question and a passage."""

@@ -102,7 +102,11 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
     """
     model = parser.add_argument_group("model")
     model.add_argument("--method", choices=tuple(METHODS), default="seq2seq", help="kind of reader")
-    model.add_argument("--model", metavar="PATH|ID", help="directory or hub id (default: packaged)")
+    model.add_argument(
+        "--model",
+        metavar="PATH|ID",
+        help="directory or hub id (default: the packaged model; span: needed)",
+    )
     model.add_argument("--revision", help="revision of a hub model")
     model.add_argument("--local-files-only", action="store_true", help="never use the network")
     model.add_argument(
@@ -209,6 +213,8 @@ def build_reader(args: argparse.Namespace, *, baseline: bool | None = None) -> R
     Reader
         Options that were not given are not passed on, so the reader's own defaults hold.
     """
+    if args.model is None and args.method == "span":
+        raise InputError("--model: expected a directory or hub id, as no span model is packaged")
     set_threads(args.threads)
     use_reference = args.baseline if baseline is None else baseline
     module = importlib.import_module("fastmrc.reference" if use_reference else "fastmrc")

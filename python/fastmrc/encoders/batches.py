@@ -49,7 +49,7 @@ def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device
 def return_freed_memory() -> None:
     """Give the pages of freed tensors back to the system.
 
-    glibc keeps them where blocks of ever other sizes have left gaps: without this, resident memory
+    glibc keeps them where blocks of ever new sizes have left gaps: without this, resident memory
     grew by 40 % from question 100 to 1,000.
     """
     if sys.platform == "linux":

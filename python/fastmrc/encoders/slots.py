@@ -109,10 +109,11 @@ class SlotEncoder:
             ours = self.logits([row.astype(np.int32)], slots)
             whole = self._model(input_ids=torch.from_numpy(row)[None].to(self._model.device))
             difference = float((ours - whole.logits[:, 1 : 1 + slots].float().cpu()).abs().max())
-        except (RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:
+        except Exception as error:  # whatever a model of another kind may raise
+            hint = "" if self._model.dtype == torch.float32 else "; try dtype='float32'"
             raise UnsupportedModelError(
                 f"model: {type(self._model).__name__} cannot run on slots alone "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {error}){hint}"
             ) from error
         # Rounding; in bfloat16 the whole model rounds its head, too.
         if not difference < (1e-3 if self._model.dtype == torch.float32 else 1.0):

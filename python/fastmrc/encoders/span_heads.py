@@ -28,6 +28,8 @@ class SpanEncoder:
     input_names
         What the model's tokenizer says that it gives: with ``"token_type_ids"`` the model is told
         question and passage apart by them.
+    sample
+        Token ids and token types of a short input, to try the model with.
 
     Raises
     ------
@@ -35,11 +37,16 @@ class SpanEncoder:
         If the model does not return one start and one end logit per token.
     """
 
-    def __init__(self, model: PreTrainedModel, input_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_names: Sequence[str],
+        sample: tuple[NDArray[np.int32], NDArray[np.int32]],
+    ) -> None:
         self._model = model
         self._pad_id = int(model.config.pad_token_id or 0)
         self._with_types = "token_type_ids" in input_names
-        self._check()
+        self._check(*sample)
 
     @torch.inference_mode()
     def logits(
@@ -56,11 +63,10 @@ class SpanEncoder:
         output = self._model(**arguments)
         return output.start_logits.float().cpu(), output.end_logits.float().cpu()
 
-    def _check(self) -> None:
-        row = np.arange(4, dtype=np.int32)
+    def _check(self, row: NDArray[np.int32], token_types: NDArray[np.int32]) -> None:
         try:
-            start, end = self.logits([row], [np.zeros(4, dtype=np.int32)])
-        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            start, end = self.logits([row], [token_types])
+        except Exception as error:  # whatever a model of another kind may raise
             raise UnsupportedModelError(
                 f"model: {type(self._model).__name__} gives no start and end logits "
                 f"({type(error).__name__}: {error})"

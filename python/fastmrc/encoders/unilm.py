@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from fastmrc.encoders.batches import MAX_BATCH_TOKENS, padded
 from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.pretrained import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,22 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["SUPPORTED_MODEL_TYPES", "EncoderSession", "UniLMEncoder"]
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What differs between the model families: the path of the head, where positions start."""
-
-    head: tuple[str, ...]
-    positions_after_padding: bool = False
-
-
-_FAMILIES = {
-    "bert": _Family(("cls",)),
-    "electra": _Family(("generator_predictions", "generator_lm_head")),
-    "ernie": _Family(("cls",)),
-    "roberta": _Family(("lm_head",), positions_after_padding=True),
-    "xlm-roberta": _Family(("lm_head",), positions_after_padding=True),
+# Modules of the output layer by model type, in the order of their application.
+_HEADS = {
+    "bert": ("cls",),
+    "electra": ("generator_predictions", "generator_lm_head"),
+    "ernie": ("cls",),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
 }
-SUPPORTED_MODEL_TYPES = tuple(_FAMILIES)
+SUPPORTED_MODEL_TYPES = tuple(_HEADS)
 
 # Most logits that are computed for tokens before the search comes to them: 64 MB of float32. The LM
 # head of BERT-base takes 7 ms to read its weights and 0.2 ms a row, so that one call for the rows
@@ -69,8 +62,8 @@ class UniLMEncoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
-        family = _FAMILIES.get(config.model_type)
-        if family is None:
+        head = _HEADS.get(config.model_type)
+        if head is None:
             raise UnsupportedModelError(
                 f"model: expected a type that takes a cache and a 4-D mask "
                 f"({', '.join(SUPPORTED_MODEL_TYPES)}), got {config.model_type!r}"
@@ -79,15 +72,15 @@ class UniLMEncoder:
             raise UnsupportedModelError("model: expected an encoder, got is_decoder=True")
         self._model = model
         self._body: Callable[..., Any] = model.base_model
-        self._head = [getattr(model, name) for name in family.head]
+        self._head = [getattr(model, name) for name in head]
         if model.dtype != torch.float32:  # logits are float32 also where the body is not
             self._head = [copy.deepcopy(module).float() for module in self._head]
         self.num_layers = int(config.num_hidden_layers)
         self.answer_type = 1 if config.type_vocab_size > 1 else 0
-        self._first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
         self.pad_id = int(config.pad_token_id or 0)
         self.vocabulary_size = int(config.vocab_size)
-        self.max_positions = int(config.max_position_embeddings) - self._first_position
+        self.max_positions = max_positions(config) or 0
+        self._first_position = int(config.max_position_embeddings) - self.max_positions
 
     @property
     def device(self) -> torch.device:

@@ -34,10 +34,14 @@ _TASK: Literal["question-answering"] = "question-answering"
 def pipeline(
     task: str | None = None,
     model: str | Path | PreTrainedModel | None = None,
+    config: None = None,
     tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
     *,
     device: int | str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
+    torch_dtype: str | torch.dtype | None = None,
+    framework: object = None,
+    use_fast: object = None,
     revision: str | None = None,
     local_files_only: bool = False,
     **defaults: Any,
@@ -50,6 +54,8 @@ def pipeline(
         ``"question-answering"``, or nothing.
     model
         Directory, hub id or a loaded ``...ForQuestionAnswering``.
+    config
+        Nothing: the model's own is used.
     tokenizer
         A fast tokenizer; needed with a loaded model. With the name of a model, its own one (which
         may be named, too) if there is none.
@@ -57,6 +63,10 @@ def pipeline(
         As torch names it; a number is that GPU, -1 the CPU. A loaded model stays where it is.
     dtype
         float32 (default), float16, bfloat16 or ``"auto"``. A loaded model keeps its own.
+    torch_dtype
+        The older name of `dtype`.
+    framework, use_fast
+        Accepted and without effect.
     revision, local_files_only
         As for `fastmrc.SpanReader.from_pretrained`.
     **defaults
@@ -78,7 +88,10 @@ def pipeline(
     """
     if task not in (None, _TASK):
         raise InputError(f"task: expected {_TASK!r}, got {task!r}")
-    unknown = sorted(set(defaults) - set(signature(answer_as_pipeline).parameters))
+    if config is not None:
+        raise InputError("config: expected none, as the model's own is used")
+    known = set(signature(answer_as_pipeline).parameters) - {"reader", "inputs"}
+    unknown = sorted(set(defaults) - known)
     if unknown:
         raise TypeError(f"pipeline: unexpected keyword {', '.join(unknown)}")
     if model is None or isinstance(model, str | Path):
@@ -90,7 +103,7 @@ def pipeline(
             attention=None,
             revision=revision,
             local_files_only=local_files_only,
-            dtype=dtype,
+            dtype=dtype if torch_dtype is None else torch_dtype,
             device=_device_name(device),
         )
         if tokenizer is not None:

@@ -361,7 +361,7 @@ class Reader(ABC):
         voters
             For each window or passage its answers, best first; empty texts take no part.
         weights
-            One per voter.
+            One per voter; those of weight 0 take no part.
         surviving
             Windows in which occurrences are cited.
         options
@@ -378,9 +378,9 @@ class Reader(ABC):
         first: dict[tuple[str, str | None], Reading] = {}
         spellings: dict[tuple[str, str | None], set[tuple[int, ...]]] = {}
         for v, readings in enumerate(voters):
-            for reading in readings:
+            for reading in readings if weights[v] > 0 else ():
                 key = (self._codec.decode(reading.token_ids), self._surface(question, reading))
-                if any(key):
+                if key[0] or (extractive and key[1]):
                     first.setdefault(key, reading)
                     heard.setdefault(key, {}).setdefault(v, reading.score)
                     spellings.setdefault(key, set()).add(tuple(reading.token_ids))

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmrc.errors import InputError
 from fastmrc.readers.base import Window
+from fastmrc.readers.span_heads import (
+    SpanHeadReader,
+    WindowSpans,
+    spans_to_look_at,
+    widen_to_words,
+)
 from fastmrc.readers.voting import answer_vote
 from fastmrc.text import TokenizedText, window_starts
-
-if TYPE_CHECKING:
-    from fastmrc.readers.spans import SpanHeadReader, WindowSpans
 
 __all__ = ["answer_as_pipeline"]
 
@@ -56,8 +59,6 @@ def answer_as_pipeline(
     spans of probability 0, which are left out here; `max_question_len`, which it ignored with fast
     tokenizers, is obeyed where it is given; accents that a tokenizer drops stay with their letter.
     """
-    from fastmrc.readers.spans import spans_to_look_at
-
     top_k = _require_int("top_k", top_k, 1)
     max_answer_len = _require_int("max_answer_len", max_answer_len, 1)
     examples, single = _examples(inputs, question, context)
@@ -84,7 +85,7 @@ def answer_as_pipeline(
             null_scores = [found.null_score for found in spans if found.null_score is not None]
             null = min(null_scores, default=0.0)
             merged.append(_EMPTY | {"score": _original_vote([null]) if example.several else null})
-        merged = sorted(merged, key=lambda answer: -answer["score"])[:top_k] or [_EMPTY]
+        merged = sorted(merged, key=lambda answer: -answer["score"])[:top_k] or [dict(_EMPTY)]
         results.append(merged[0] if len(merged) == 1 else merged)
     return results[0] if single else results
 
@@ -170,8 +171,6 @@ def _merge(
 def _characters(
     text: TokenizedText, first: int, last: int, align_to_words: bool
 ) -> tuple[int, int]:
-    from fastmrc.readers.spans import widen_to_words
-
     if align_to_words:
         first, last = widen_to_words(text, first, last)
     return int(text.starts[first]), int(text.ends[last])

@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +54,23 @@ class SlotReader(Reader):
         question_ids: NDArray[np.int32],
         options: SlotOptions,
     ) -> Window:
+        self._check_length(options.max_answer_tokens + len(question_ids) + len(piece) + 4)
         cls, sep = [self._codec.cls_id], [self._codec.sep_id]
         slots = [self._mask_id] * options.max_answer_tokens
         before = join_tokens(cls, slots, sep, question_ids, sep)
-        self._check_length(len(before) + len(piece) + 1)
         input_ids = join_tokens(before, piece.token_ids, sep)
         return Window(passage, piece, input_ids, np.zeros_like(input_ids), len(before))
+
+    def _checked_options(self, options: dict[str, Any]) -> SlotOptions:
+        checked = cast(SlotOptions, super()._checked_options(options))
+        # Said before any passage is read: a data set fails at once, not question by question.
+        most = self._max_positions
+        if most is not None and checked.max_answer_tokens > most:
+            raise InputError(
+                f"max_answer_tokens: expected at most {most}, the positions of the model, "
+                f"got {checked.max_answer_tokens}"
+            )
+        return checked
 
     def _answer_prepared(
         self, questions: list[PreparedQuestion], options: SlotOptions, progress: bool
@@ -79,14 +91,12 @@ class SlotReader(Reader):
         self, question: PreparedQuestion, filled: FilledSlots, options: SlotOptions
     ) -> Answer:
         begin = time.perf_counter()
-        surviving = [
-            window
-            for window, readings in zip(question.windows, filled.readings, strict=True)
-            if any(reading.token_ids for reading in readings)
-        ]
+        # A window whose best answer is empty holds none: its further ones do not change that.
+        voters = [own if own and own[0].token_ids else [] for own in filled.readings]
+        surviving = [w for w, own in zip(question.windows, voters, strict=True) if own]
         candidates = self._vote(
             question,
-            filled.readings,
+            voters,
             question.window_weights(),
             surviving,
             options,

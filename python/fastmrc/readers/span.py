@@ -14,7 +14,7 @@ from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.span_heads import SpanEncoder
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import Window
-from fastmrc.readers.spans import SpanHeadReader, WindowSpans, spans_of, text_mask
+from fastmrc.readers.span_heads import SpanHeadReader, WindowSpans, spans_of, text_mask
 
 __all__ = ["SpanReader"]
 
@@ -30,7 +30,9 @@ class SpanReader(SpanHeadReader):
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
-        self._encoder = SpanEncoder(loaded.model, loaded.tokenizer.model_input_names)
+        texts = (self._codec.encode_question(text) for text in ("0", "0 0"))
+        sample = self._layout.join(*texts)
+        self._encoder = SpanEncoder(loaded.model, loaded.tokenizer.model_input_names, sample)
 
     def _best_spans(
         self, windows: Sequence[Window], k: int, max_length: int, progress: bool

@@ -16,7 +16,7 @@ from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import PreparedQuestion, Window
 from fastmrc.readers.beam import BeamReader, Decoded
 from fastmrc.readers.slots import FilledSlots, SlotReader, readings_of
-from fastmrc.readers.spans import SpanHeadReader, WindowSpans, spans_of, text_mask
+from fastmrc.readers.span_heads import SpanHeadReader, WindowSpans, spans_of, text_mask
 from fastmrc.reference.beam_search import beam_search
 from fastmrc.reference.constraints import SpanIndex
 from fastmrc.reference.encoder import ReencodingEncoder

@@ -66,8 +66,8 @@ def slot_argmax(
     Notes
     -----
     The reader by masked language model of bert4keras (task_reading_comprehension_by_mlm), which
-    lets a passage's own n-grams go on: ``constraint=SpanIndex([passage])``. Of equal
-    probabilities the lower token is taken.
+    lets a passage's own n-grams go on: ``constraint=SpanIndex([passage])``. Of equal logits
+    the lower token is taken.
     """
     rows, automata, end_id, min_tokens = _checked(logits, end_id, constraint, min_tokens)
     with np.errstate(invalid="ignore"):  # bad rows are refused when they are come to
@@ -146,7 +146,8 @@ def _greedy(
         allowed = allowed_mask(automaton, state, len(row), end_id, i >= min_tokens)[0]
         if not allowed.any():
             return nothing
-        token = int(np.where(allowed, row, -1.0).argmax())
+        candidates = np.flatnonzero(allowed)  # by logits, which order as the probabilities do
+        token = int(candidates[logits[i, candidates].argmax()])
         total += float(row[token])
         if token == end_id:
             return tokens, np.float32(total / (i + 1))

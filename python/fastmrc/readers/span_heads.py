@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmrc.errors import InputError
+from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SpanOptions
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
@@ -57,9 +57,14 @@ class SpanHeadReader(Reader):
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
+        if loaded.tokenizer.padding_side != "right":
+            raise UnsupportedModelError(
+                f"{loaded.source}: expected a tokenizer that pads on the right, where the question "
+                f"goes first, got padding on the {loaded.tokenizer.padding_side}"
+            )
         self._layout = self._codec.pair_layout()
         before = self._layout.before.tolist()
-        cls_id = self._codec.cls_id
+        cls_id = loaded.tokenizer.cls_token_id
         self._null_position = before.index(cls_id) if cls_id in before else None
 
     @abstractmethod
@@ -100,9 +105,9 @@ class SpanHeadReader(Reader):
         -------
         dict or list
             ``{"score": float, "start": int, "end": int, "answer": str}``, with the index of its
-            context as ``"passage"`` where one question has several; a list of at most `top_k` of
-            them by falling score where there is not exactly one; a list of such results for a list
-            of several inputs.
+            context as ``"passage"`` where one question has several (the empty answer has none); a
+            list of at most `top_k` of them by falling score where there is not exactly one; a list
+            of such results for a list of several inputs.
 
         Raises
         ------

@@ -144,7 +144,8 @@ class SlotOptions(ReaderOptions):
     top_k
         Answers of each passage that take part in the vote, with ``decoding="exact"``; default 1.
     min_answer_tokens
-        Least length of an answer; default 0. A passage without one so long gives none.
+        Least length of an answer; default 0. A passage without one so long gives none, and greedy
+        decoding gives none where it comes to the end of the passage before.
     max_answer_tokens
         Number of [MASK] slots, default 16: what the model was trained with matters, as the slots
         are part of its input.

@@ -115,7 +115,7 @@ class Reader(ABC):
             ``"cpu"`` (default) or a CUDA device.
         dtype
             ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where the hardware multiplies it
-            natively. LM head, softmax and scores stay float32.
+            natively. LM head, softmax and scores stay float32; start and end heads run in `dtype`.
         normalization
             Characters of passages before tokenising: ``"original"`` or ``"none"``; by default what
             the model directory says.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
@@ -48,6 +49,32 @@ QUESTIONS = st.lists(st.sampled_from([*WORDS, "谁", "?"]), min_size=1, max_size
 VOTES = ("original", "mean", "max", "product", "weighted")
 
 QUESTION_BATCHES = st.lists(st.tuples(QUESTIONS, PASSAGES), min_size=1, max_size=3)
+
+
+def random_cases(count: int) -> settings:
+    """`count` examples; the fixtures hold nothing that an example changes."""
+    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(deadline=None, max_examples=count, suppress_health_check=health)
+
+
+def draw_weights(data: st.DataObject, questions: Sequence[tuple[str, list[str]]]) -> Any:
+    """Draw one weight per passage of each question."""
+    weight = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    return [
+        data.draw(st.lists(weight, min_size=len(passages), max_size=len(passages)))
+        for _, passages in questions
+    ]
+
+
+def without_seconds(answer: Answer) -> Answer:
+    from fastmrc import Timings
+
+    return replace(answer, timings=Timings())
+
+
+def cut(answer: Answer, passages: Sequence[str]) -> list[str]:
+    """Return the cited characters of each span."""
+    return [passages[span.passage][span.start : span.end] for span in answer.spans]
 
 
 def assert_same_answer(ours: Answer, theirs: Answer, tolerance: float = 1e-6) -> None:

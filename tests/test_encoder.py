@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import fastmrc
 from fastmrc import decoding
+from fastmrc.encoders import batches
 from fastmrc.encoders import unilm as encoder
 from fastmrc.encoders.unilm import SUPPORTED_MODEL_TYPES, EncoderSession, UniLMEncoder
 from fastmrc.errors import InputError, UnsupportedModelError
@@ -224,7 +225,7 @@ def test_prefill_batches(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     model = load_model(tiny_bert_dir).model
     lengths = [[30, 2, 17, 9], [28, 28], [1, 40]]
     one, results = _decode(model, lengths, min_answer_tokens=3, max_answer_tokens=4)
-    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", 64)
+    monkeypatch.setattr(batches, "MAX_BATCH_TOKENS", 64)
     several, again = _decode(model, lengths, min_answer_tokens=3, max_answer_tokens=4)
     assert one.largest < 1e-4 and several.largest < 1e-4
     for a, b in zip(results, again, strict=True):
@@ -232,7 +233,7 @@ def test_prefill_batches(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_padding_is_bounded(tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", 100)
+    monkeypatch.setattr(batches, "MAX_BATCH_TOKENS", 100)
     model = load_model(tiny_bert_dir).model
     shapes: list[tuple[int, ...]] = []
     unilm = UniLMEncoder(model)

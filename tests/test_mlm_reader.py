@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, QUESTION_BATCHES, QUESTIONS, VOTES, assert_same_answer
-from hypothesis import HealthCheck, given, settings
+from conftest import (
+    PASSAGES,
+    QUESTION_BATCHES,
+    QUESTIONS,
+    VOTES,
+    assert_same_answer,
+    cut,
+    draw_weights,
+    random_cases,
+    without_seconds,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fastmrc
-from fastmrc import Answer, InputError, MLMReader, Span, Timings, UnsupportedModelError, reference
+from fastmrc import Answer, InputError, MLMReader, Span, UnsupportedModelError, reference
 from fastmrc.cli.bench import SAMPLE
 from fastmrc.data import read_questions
 from fastmrc.encoders.slots import SlotEncoder
@@ -29,12 +39,6 @@ QUESTION = "北京在哪里?"
 SOME = ["中国北京在二月天气大", "上海New York山水,火。北京", "人名"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_cases(count: int) -> settings:
-    """`count` examples; the fixtures hold nothing that an example changes."""
-    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(deadline=None, max_examples=count, suppress_health_check=health)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +64,6 @@ def tokens_of(loaded: LoadedModel, text: str) -> list[int]:
 
 def trie(loaded: LoadedModel, *texts: str) -> fastmrc.Trie:
     return fastmrc.Trie([tokens_of(loaded, text) for text in texts])
-
-
-def without_seconds(answer: Answer) -> Answer:
-    return replace(answer, timings=Timings())
-
-
-def cut(answer: Answer, passages: Sequence[str]) -> list[str]:
-    return [passages[span.passage][span.start : span.end] for span in answer.spans]
 
 
 # --- engine against oracle -----------------------------------------------------------------------
@@ -104,11 +100,7 @@ def test_engine_equals_oracle(
     data: st.DataObject,
 ) -> None:
     if options["vote"] == "weighted":
-        weight = st.sampled_from([0.0, 0.5, 1.0, 3.0])
-        options["passage_weights"] = [
-            data.draw(st.lists(weight, min_size=len(passages), max_size=len(passages)))
-            for _, passages in questions
-        ]
+        options["passage_weights"] = draw_weights(data, questions)
     tries = [trie(tiny, "北京", "北京上", "水", "new york"), trie(tiny, "海"), None]
     if options["decoding"] == "exact" and options["mode"] == "generative":
         tries.pop()

@@ -21,14 +21,18 @@ from conftest import (
     VOTES,
     WORDS,
     assert_same_answer,
+    cut,
+    draw_weights,
+    random_cases,
     save_model,
+    without_seconds,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fastmrc
-from fastmrc import Answer, InputError, Span, SpanReader, Timings, UnsupportedModelError, reference
+from fastmrc import Answer, InputError, Span, SpanReader, UnsupportedModelError, reference
 from fastmrc.integrations.transformers import pipeline
 from fastmrc.pretrained import LoadedModel, load_model
 
@@ -37,12 +41,6 @@ SOME = ["中国北京在二月天气大", "上海New York山水,火。北京", "
 LONG = "New York,上海 newing the 2024年" * 12
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_cases(count: int) -> settings:
-    """`count` examples; the fixtures hold nothing that an example changes."""
-    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(deadline=None, max_examples=count, suppress_health_check=health)
 
 
 def load_qa(directory: Path) -> LoadedModel:
@@ -62,14 +60,6 @@ def reader(tiny: LoadedModel) -> SpanReader:
 @pytest.fixture(scope="module")
 def oracle(tiny: LoadedModel) -> reference.SpanReader:
     return reference.SpanReader(tiny)
-
-
-def without_seconds(answer: Answer) -> Answer:
-    return replace(answer, timings=Timings())
-
-
-def cut(answer: Any, passages: Sequence[str]) -> list[str]:
-    return [passages[span.passage][span.start : span.end] for span in answer.spans]
 
 
 # --- engine against oracle -----------------------------------------------------------------------
@@ -103,11 +93,7 @@ def test_engine_equals_oracle(
     data: st.DataObject,
 ) -> None:
     if options["vote"] == "weighted":
-        weight = st.sampled_from([0.0, 0.5, 1.0, 3.0])
-        options["passage_weights"] = [
-            data.draw(st.lists(weight, min_size=len(passages), max_size=len(passages)))
-            for _, passages in questions
-        ]
+        options["passage_weights"] = draw_weights(data, questions)
     ours = reader.answer_batch(questions, **options)
     theirs = oracle.answer_batch(questions, **options)
     for a, b in zip(ours, theirs, strict=True):

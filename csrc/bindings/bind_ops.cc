@@ -14,11 +14,25 @@ namespace {
 
 using TopK = void (*)(const Rows&, int64_t, float*, int32_t*);
 
+void check_positive(const char* name, int64_t value) {
+  if (value < 1) {
+    throw py::value_error(std::string(name) + ": expected at least 1, got " +
+                          std::to_string(value));
+  }
+}
+
+void check_end_id(int32_t end_id, int64_t vocabulary_size) {
+  if (end_id < 0 || end_id >= vocabulary_size) {
+    throw py::value_error("end_id: expected a token below " + std::to_string(vocabulary_size) +
+                          ", got " + std::to_string(end_id));
+  }
+}
+
 template <TopK kTopK>
 py::tuple bind_topk(py::handle x, int64_t k) {
   const Tensor tensor(x, "x");
   const Rows rows = tensor.rows();
-  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  check_positive("k", k);
   py::array_t<float> values({rows.rows, k});
   py::array_t<int32_t> ids({rows.rows, k});
   float* value_data = values.mutable_data();
@@ -125,10 +139,7 @@ py::tuple bind_beam_step(py::handle logits, py::handle scores, py::handle passag
     throw py::value_error("beam_size: expected 1 to the vocabulary size " +
                           std::to_string(step.logits.cols) + ", got " + std::to_string(beam_size));
   }
-  if (end_id < 0 || end_id >= step.logits.cols) {
-    throw py::value_error("end_id: expected a token below " + std::to_string(step.logits.cols) +
-                          ", got " + std::to_string(end_id));
-  }
+  check_end_id(end_id, step.logits.cols);
   const std::vector<const Automaton*> automata = automata_of(constraints);
   const std::vector<uint8_t> end_flags(allow_end.begin(), allow_end.end());
   std::vector<RowStats> stats(static_cast<size_t>(sizes.rows));
@@ -175,10 +186,7 @@ py::tuple bind_beam_step(py::handle logits, py::handle scores, py::handle passag
 SlotSearch slot_search(const Rows& logits, int64_t slots, int32_t end_id, int64_t min_tokens,
                        const std::vector<const Automaton*>& constraints) {
   if (slots < 1) throw py::value_error("logits: expected at least one slot");
-  if (end_id < 0 || end_id >= logits.cols) {
-    throw py::value_error("end_id: expected a token below " + std::to_string(logits.cols) +
-                          ", got " + std::to_string(end_id));
-  }
+  check_end_id(end_id, logits.cols);
   if (min_tokens < 0 || min_tokens > slots) {
     throw py::value_error("min_tokens: expected 0 to the number of slots " + std::to_string(slots) +
                           ", got " + std::to_string(min_tokens));
@@ -223,7 +231,7 @@ py::tuple bind_slot_argmax(py::handle logits, int64_t slots, int32_t end_id, int
 
 py::tuple bind_slot_topk(py::handle logits, int64_t slots, int32_t end_id, int64_t min_tokens,
                          const std::vector<const PyAutomaton*>& constraints, int64_t k) {
-  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  check_positive("k", k);
   for (const PyAutomaton* constraint : constraints) {
     if (constraint == nullptr) throw py::value_error("constraint: expected one per passage");
   }
@@ -243,10 +251,8 @@ py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t m
                           std::to_string(rows.cols) + "], got [" + std::to_string(spans.end.rows) +
                           ", " + std::to_string(spans.end.cols) + "]");
   }
-  if (k < 1) throw py::value_error("k: expected at least 1, got " + std::to_string(k));
-  if (max_length < 1) {
-    throw py::value_error("max_length: expected at least 1, got " + std::to_string(max_length));
-  }
+  check_positive("k", k);
+  check_positive("max_length", max_length);
   if (null_position < -1 || null_position >= rows.cols) {
     throw py::value_error("null_position: expected a position below " + std::to_string(rows.cols) +
                           ", got " + std::to_string(null_position));

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -46,11 +44,7 @@ double read_row(const Rows& rows, int64_t i, const SpanScores& spans, const char
     values[static_cast<size_t>(j)] = counts ? table.load_one(rows.row(i), rows.dtype, j) : -kInf;
   }
   const RowStats stats = table.row_stats(values.data(), DType::kFloat32, rows.cols);
-  if (std::isnan(stats.max) || stats.max == kInf) {
-    throw std::invalid_argument(std::string(name) + ": expected numbers below infinity, got " +
-                                (std::isnan(stats.max) ? "NaN" : "inf") + " in row " +
-                                std::to_string(i));
-  }
+  check_stats(stats, i, name);
   return stats.logsumexp;
 }
 

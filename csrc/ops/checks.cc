@@ -1,10 +1,18 @@
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
 #include "fastmrc/ops.h"
 
 namespace fastmrc {
+
+void check_stats(const RowStats& stats, int64_t row, const char* name) {
+  if (!std::isnan(stats.max) && stats.max != INFINITY) return;
+  throw std::invalid_argument(std::string(name) + ": expected numbers below infinity, got " +
+                              (std::isnan(stats.max) ? "NaN" : "inf") + " in row " +
+                              std::to_string(row));
+}
 
 void throw_all_masked(int64_t row) {
   throw std::invalid_argument(

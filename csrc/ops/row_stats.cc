@@ -1,7 +1,3 @@
-#include <cmath>
-#include <stdexcept>
-#include <string>
-
 #include "core/thread_pool.h"
 #include "fastmrc/ops.h"
 
@@ -9,11 +5,7 @@ namespace fastmrc {
 
 RowStats row_stats_of(const Rows& rows, int64_t i, const char* name) {
   const RowStats stats = kernels().row_stats(rows.row(i), rows.dtype, rows.cols);
-  if (std::isnan(stats.max) || stats.max == INFINITY) {
-    throw std::invalid_argument(std::string(name) + ": expected numbers below infinity, got " +
-                                std::string(std::isnan(stats.max) ? "NaN" : "inf") + " in row " +
-                                std::to_string(i));
-  }
+  check_stats(stats, i, name);
   return stats;
 }
 

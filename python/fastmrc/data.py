@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, TypeVar
 
 from fastmrc.errors import InputError
 
 __all__ = [
+    "BOM",
     "DataIssue",
     "LINE_BREAKS",
     "Passage",
@@ -38,13 +39,15 @@ __all__ = [
     "StrPath",
     "check_text",
     "decode_utf8",
+    "keyed_lines",
     "read_passages",
     "read_questions",
 ]
 
+T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _JSON_TYPES = {
     dict: "an object",
     list: "an array",
@@ -203,7 +206,7 @@ def _records(name: str, report: OnError) -> Iterator[_Record]:
     with open(name, "rb") as file:
         head: list[bytes] = []
         for raw in file:
-            head.append(raw if head else raw.removeprefix(_BOM))
+            head.append(raw if head else raw.removeprefix(BOM))
             if sum(1 for line in head if line.strip()) == 2:
                 break
         if _is_json_lines(head):
@@ -467,6 +470,47 @@ def decode_utf8(raw: bytes) -> str:
         raise InputError(f"not UTF-8: 0x{byte:02x} at byte {error.start + 1} of the line") from None
 
 
+def keyed_lines(
+    name: str,
+    lines: Iterable[tuple[int, bytes]],
+    parse: Callable[[bytes], tuple[str, T]],
+    hint: str = "",
+) -> dict[str, T]:
+    """Read lines that hold an id and something else.
+
+    Parameters
+    ----------
+    name
+        File, for messages.
+    lines
+        Numbers and contents.
+    parse
+        Returns id and value of a line; raises InputError.
+    hint
+        Added to messages.
+
+    Returns
+    -------
+    dict
+        Values by id, in the order of the lines.
+
+    Raises
+    ------
+    InputError
+        With file and line: what `parse` raises, or an id that was used before.
+    """
+    values: dict[str, T] = {}
+    for number, line in lines:
+        try:
+            key, value = parse(line)
+            if key in values:
+                raise InputError(f"id: {key!r} was used before")
+        except InputError as error:
+            raise InputError(f"{name}:{number}: {error}{hint}") from None
+        values[key] = value
+    return values
+
+
 def _not_utf8(escaped: str) -> str:
     return f"not UTF-8: 0x{ord(escaped) - 0xDC00:02x}"
 
@@ -515,7 +559,7 @@ def _passage_lines(shown: str, as_json: bool, lines: Iterable[bytes]) -> list[st
     passages: list[str] = []
     for number, raw in enumerate(lines, start=1):
         if number == 1:
-            raw = raw.removeprefix(_BOM)
+            raw = raw.removeprefix(BOM)
         if not raw.strip():
             continue
         try:

@@ -16,6 +16,7 @@ All values are fractions from 0 to 1.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import string
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal, TypeAlias, get_args
 
-from fastmrc.data import StrPath, decode_utf8, read_questions
+from fastmrc.data import BOM, StrPath, decode_utf8, keyed_lines, read_questions
 from fastmrc.errors import InputError
 
 __all__ = [
@@ -47,8 +48,6 @@ __all__ = [
 
 Metric: TypeAlias = Literal["sogou", "cmrc", "squad", "accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,20 +200,9 @@ def read_accepted_answers(path: StrPath) -> dict[str, Reference]:
         If the file cannot be read.
     """
     name = os.fspath(path)
-    references: dict[str, Reference] = {}
     with open(name, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = raw.removeprefix(_BOM) if number == 1 else raw
-            if not line.strip():
-                continue
-            try:
-                question_id, reference = _parse_accepted(line)
-                if question_id in references:
-                    raise InputError(f"id: {question_id!r} was used before")
-            except InputError as error:
-                raise InputError(f"{name}:{number}: {error}") from None
-            references[question_id] = reference
-    return references
+        lines = enumerate(io.BytesIO(file.read().removeprefix(BOM)), start=1)
+        return keyed_lines(name, (line for line in lines if line[1].strip()), _parse_accepted)
 
 
 def _parse_accepted(line: bytes) -> tuple[str, Reference]:

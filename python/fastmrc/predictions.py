@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from fastmrc.data import LINE_BREAKS, StrPath, check_text, decode_utf8
+from fastmrc.data import BOM, LINE_BREAKS, StrPath, check_text, decode_utf8, keyed_lines
 from fastmrc.errors import InputError
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "read_predictions",
     "restore_order",
 ]
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def read_predictions(path: StrPath) -> dict[str, str]:
     """
     name = os.fspath(path)
     with open(name, "rb") as file:
-        raw = file.read().removeprefix(_BOM)
+        raw = file.read().removeprefix(BOM)
     if raw.lstrip().startswith(b"{"):
         try:
             values = json.loads(raw.decode("utf-8"), object_pairs_hook=_UniqueKeys)
@@ -114,16 +112,7 @@ def _check_answers(name: str, values: dict[str, object]) -> dict[str, str]:
 
 
 def _parse_lines(name: str, raw: bytes, hint: str = "") -> dict[str, str]:
-    predictions: dict[str, str] = {}
-    for number, line in enumerate(io.BytesIO(raw), start=1):
-        try:
-            question_id, answer = _parse_prediction(line)
-            if question_id in predictions:
-                raise InputError(f"id: {question_id!r} was used before")
-        except InputError as error:
-            raise InputError(f"{name}:{number}: {error}{hint}") from None
-        predictions[question_id] = answer
-    return predictions
+    return keyed_lines(name, enumerate(io.BytesIO(raw), start=1), _parse_prediction, hint)
 
 
 def _parse_prediction(raw: bytes) -> tuple[str, str]:

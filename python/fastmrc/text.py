@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,12 +120,12 @@ class TextCodec:
         self.unk_id: int | None = tokenizer.unk_token_id
         self.mask_id: int | None = tokenizer.mask_token_id
 
-    @property
+    @cached_property
     def cls_id(self) -> int:
         """Id of [CLS]; InputError if there is none."""
         return _special_id(self._tokenizer, "cls_token_id")
 
-    @property
+    @cached_property
     def sep_id(self) -> int:
         """Id of [SEP]; InputError if there is none."""
         return _special_id(self._tokenizer, "sep_token_id")

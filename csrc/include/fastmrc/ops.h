@@ -19,6 +19,8 @@ void row_stats(const Rows& rows, RowStats* stats, const char* name = "logits");
 // The same of row i alone, on the caller's thread.
 RowStats row_stats_of(const Rows& rows, int64_t i, const char* name = "logits");
 
+// Throws std::invalid_argument, naming argument and row, where the row holds NaN or +inf.
+void check_stats(const RowStats& stats, int64_t row, const char* name);
 // The error for a row of logits without a finite entry.
 [[noreturn]] void throw_all_masked(int64_t row);
 // Throws std::invalid_argument unless tokens [begin, end) of a constraint, ascending, are below the

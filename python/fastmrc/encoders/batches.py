@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded", "return_freed_memory"]
+__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded", "padded_inputs", "return_freed_memory"]
 
 # Padded tokens of one forward pass: enough to keep two to sixteen cores busy, little enough that
 # the activations of a BERT-base layer stay in tens of megabytes.
@@ -44,6 +44,16 @@ def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return torch.from_numpy(array).to(device)
+
+
+def padded_inputs(
+    rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return ``input_ids`` and ``attention_mask`` of a model, int64 [rows, longest]."""
+    tokens = padded(rows, padding, device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
+    return {"input_ids": tokens, "attention_mask": mask.long()}
 
 
 def return_freed_memory() -> None:

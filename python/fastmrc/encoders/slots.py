@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmrc.encoders.batches import padded
+from fastmrc.encoders.batches import padded_inputs
 from fastmrc.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -82,12 +82,8 @@ class SlotEncoder:
     @torch.inference_mode()
     def logits(self, rows: Sequence[NDArray[np.int32]], slots: int) -> torch.Tensor:
         """Encode inputs ``[CLS] [MASK]*slots ...``; return float32 [rows, slots, V] on the CPU."""
-        device = self._model.device
-        tokens = padded(rows, self._pad_id, device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
-        output = self._at_slots(slots)(input_ids=tokens, attention_mask=mask.long())
-        logits: torch.Tensor = output.logits
+        inputs = padded_inputs(rows, self._pad_id, self._model.device)
+        logits: torch.Tensor = self._at_slots(slots)(**inputs).logits
         return logits.float().cpu()
 
     def _at_slots(self, slots: int) -> Any:

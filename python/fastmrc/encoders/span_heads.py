@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmrc.encoders.batches import padded
+from fastmrc.encoders.batches import padded, padded_inputs
 from fastmrc.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -54,13 +54,10 @@ class SpanEncoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode inputs; return start and end logits, float32 [rows, longest] on the CPU."""
         device = self._model.device
-        tokens = padded(rows, self._pad_id, device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
-        arguments = {"input_ids": tokens, "attention_mask": mask.long()}
+        inputs = padded_inputs(rows, self._pad_id, device)
         if self._with_types:
-            arguments["token_type_ids"] = padded(token_types, 0, device)
-        output = self._model(**arguments)
+            inputs["token_type_ids"] = padded(token_types, 0, device)
+        output = self._model(**inputs)
         return output.start_logits.float().cpu(), output.end_logits.float().cpu()
 
     def _check(self, row: NDArray[np.int32], token_types: NDArray[np.int32]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmrc.encoders.batches import MAX_BATCH_TOKENS, padded
+from fastmrc.encoders.batches import by_length, padded
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.pretrained import max_positions
 
@@ -306,7 +306,8 @@ class EncoderSession:
         encoder, cache = self._encoder, self._cache
         if cache.rows == 0:
             return torch.zeros(0, encoder.vocabulary_size)
-        for rows in self._batches():
+        for batch in by_length(self._lengths.tolist()):
+            rows = slice(batch[0], batch[-1] + 1)  # the cache's rows are in this order already
             tokens, mask = self._padded(rows)
             positions = torch.arange(tokens.shape[1], device=encoder.device).expand_as(tokens)
             cache.write_at(rows, 0, tokens.shape[1])
@@ -367,16 +368,6 @@ class EncoderSession:
         )
         row_of = np.argsort(self._passages)
         return self._encoder.logits(self._cache.hidden(row_of, np.full(rows, column)))
-
-    def _batches(self) -> list[slice]:
-        """Cut the rows where their padded tokens would exceed the budget."""
-        batches = []
-        begin = 0
-        while begin < len(self._lengths):
-            size = max(1, MAX_BATCH_TOKENS // int(self._lengths[begin]))
-            batches.append(slice(begin, min(begin + size, len(self._lengths))))
-            begin += size
-        return batches
 
     def _padded(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         lengths = self._lengths[rows]

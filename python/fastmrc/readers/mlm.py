@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from fastmrc import ops
-from fastmrc.constraints import Automaton, SpanIndex
+from fastmrc.constraints import SpanIndex
 from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.slots import SlotEncoder
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
-from fastmrc.readers.base import PreparedQuestion, Reading, Window
-from fastmrc.readers.slots import FilledSlots, SlotReader, readings_of
+from fastmrc.readers.base import PreparedQuestion, Reading
+from fastmrc.readers.slots import FilledSlots, SlotKernels, SlotReader
 
 __all__ = ["MLMReader"]
 
@@ -32,6 +30,8 @@ class MLMReader(SlotReader):
     bert4keras). Takes any ``...ForMaskedLM`` of transformers. `fastmrc.reference.MLMReader` gives
     the same answers in plain Python. May be used from several threads.
     """
+
+    kernels = SlotKernels(ops.slot_argmax, ops.slot_topk, SpanIndex)
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
@@ -54,7 +54,7 @@ class MLMReader(SlotReader):
                     [window.input_ids for window in windows], options.max_answer_tokens
                 )
                 middle = time.perf_counter()
-                found = self._decode(logits, windows, constraints, options)
+                found = self._read_slots(logits, windows, constraints, options)
                 end = time.perf_counter()
                 readings |= zip(batch, found, strict=True)
                 for i in batch:
@@ -67,32 +67,3 @@ class MLMReader(SlotReader):
         for i, (q, _) in enumerate(places):
             filled[q].append(readings[i])
         return [FilledSlots(*parts) for parts in zip(filled, encode, decode, strict=True)]
-
-    def _decode(
-        self,
-        logits: torch.Tensor,
-        windows: Sequence[Window],
-        constraints: Sequence[Automaton | None],
-        options: SlotOptions,
-    ) -> list[list[Reading]]:
-        """Read the answers of a batch off its logits [windows, slots, V]."""
-        automata = [
-            SpanIndex([window.text.token_ids])
-            if constraint is None and options.mode == "extractive"
-            else constraint
-            for window, constraint in zip(windows, constraints, strict=True)
-        ]
-        end_id, least = self._codec.sep_id, options.min_answer_tokens
-        if options.decoding == "exact":
-            known = [automaton for automaton in automata if automaton is not None]
-            found = ops.slot_topk(
-                logits, options.top_k, end_id=end_id, constraint=known, min_tokens=least
-            )
-            tokens, lengths, scores = (array.numpy() for array in found)
-        else:
-            found = ops.slot_argmax(logits, end_id=end_id, constraint=automata, min_tokens=least)
-            tokens, lengths, scores = (np.expand_dims(array.numpy(), 1) for array in found)
-        return [
-            readings_of(window, tokens[i], lengths[i], scores[i])
-            for i, window in enumerate(windows)
-        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -70,9 +71,10 @@ def answer_as_pipeline(
         max_answer_len,
         progress=False,
     )
+    remaining = iter(found)
     results = []
     for example, own in zip(examples, windows, strict=True):
-        spans, found = found[: len(own)], found[len(own) :]
+        spans = list(islice(remaining, len(own)))
         by_context: list[list[tuple[Window, WindowSpans]]] = [[] for _ in example.contexts]
         for window, of_window in zip(own, spans, strict=True):
             by_context[window.passage].append((window, of_window))
@@ -82,7 +84,7 @@ def answer_as_pipeline(
         ]
         merged = _vote(answers) if example.several else answers[0]
         if handle_impossible_answer:
-            null_scores = [found.null_score for found in spans if found.null_score is not None]
+            null_scores = [one.null_score for one in spans if one.null_score is not None]
             null = min(null_scores, default=0.0)
             merged.append(_EMPTY | {"score": _original_vote([null]) if example.several else null})
         merged = sorted(merged, key=lambda answer: -answer["score"])[:top_k] or [dict(_EMPTY)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_a
 from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Timings
 
-__all__ = ["FilledSlots", "SlotReader"]
+__all__ = ["FilledSlots", "SlotKernels", "SlotReader"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,20 @@ class FilledSlots:
     decode: float
 
 
+@dataclass(frozen=True, slots=True)
+class SlotKernels:
+    """Operations of one side, with the signatures of `fastmrc.ops` and `fastmrc.SpanIndex`."""
+
+    slot_argmax: Callable[..., Any]
+    slot_topk: Callable[..., Any]
+    span_index: Callable[..., Any]
+
+
 class SlotReader(Reader):
     """Base of the MLM readers: ``[CLS] [MASK]*L [SEP] question [SEP] passage [SEP]``."""
 
     options_type = SlotOptions
+    kernels: ClassVar[SlotKernels]
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
@@ -46,6 +56,35 @@ class SlotReader(Reader):
         self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool
     ) -> list[FilledSlots]:
         """Fill the slots of every window of each question."""
+
+    def _read_slots(
+        self,
+        logits: Any,
+        windows: Sequence[Window],
+        constraints: Sequence[Any],
+        options: SlotOptions,
+    ) -> list[list[Reading]]:
+        """Read the answers of windows off their logits [windows, slots, V]."""
+        automata = [
+            self.kernels.span_index([window.text.token_ids])
+            if constraint is None and options.mode == "extractive"
+            else constraint
+            for window, constraint in zip(windows, constraints, strict=True)
+        ]
+        rules = {
+            "end_id": self._codec.sep_id,
+            "constraint": automata,
+            "min_tokens": options.min_answer_tokens,
+        }
+        if options.decoding == "exact":
+            found = self.kernels.slot_topk(logits, options.top_k, **rules)
+        else:
+            found = (array[:, None] for array in self.kernels.slot_argmax(logits, **rules))
+        tokens, lengths, scores = (np.asarray(array) for array in found)
+        return [
+            _readings_of(window, tokens[i], lengths[i], scores[i])
+            for i, window in enumerate(windows)
+        ]
 
     def _window(
         self,
@@ -107,7 +146,7 @@ class SlotReader(Reader):
         return to_answer(best, candidates, options, Timings(0.0, filled.encode, decode))
 
 
-def readings_of(
+def _readings_of(
     window: Window,
     tokens: NDArray[np.int32],
     lengths: NDArray[np.int32],

@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -144,11 +145,11 @@ class SpanHeadReader(Reader):
             options.max_answer_tokens,
             progress,
         )
-        answers = []
-        for question in questions:
-            own, found = found[: len(question.windows)], found[len(question.windows) :]
-            answers.append(self._assemble(question, own, options))
-        return answers
+        remaining = iter(found)
+        return [
+            self._assemble(question, list(islice(remaining, len(question.windows))), options)
+            for question in questions
+        ]
 
     def _assemble(
         self, question: PreparedQuestion, found: Sequence[WindowSpans], options: SpanOptions
@@ -158,12 +159,9 @@ class SpanHeadReader(Reader):
         null_scores = []
         surviving: list[Window] = []
         weights = []
-        for p in dict.fromkeys(window.passage for window in question.windows):
-            own = [
-                (window, spans)
-                for window, spans in zip(question.windows, found, strict=True)
-                if window.passage == p
-            ]
+        pairs = zip(question.windows, found, strict=True)
+        for p, group in groupby(pairs, key=lambda pair: pair[0].passage):
+            own = list(group)
             null_score = _smallest_null(spans for _, spans in own)
             best = self._merge_windows(question.passages[p], own, options)
             if _holds_no_answer(best, null_score, options):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.pretrained import max_positions
 from fastmrc.reference._checks import require_int, token_lists
 from fastmrc.reference.beam_search import NextLogits
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["ReencodingEncoder"]
-
-# Their positions start after the index of the padding token.
-_OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
 
 
 class ReencodingEncoder:
@@ -63,9 +61,8 @@ class ReencodingEncoder:
         self._end_id = require_int("end_id", end_id, 0, config.vocab_size - 1)
         self._batch_rows = require_int("batch_rows", batch_rows, 1)
         self._answer_type = 1 if getattr(config, "type_vocab_size", 1) > 1 else 0
-        offset = config.model_type in _OFFSET_POSITIONS
-        self._first_position = config.pad_token_id + 1 if offset else 0
-        self._longest = config.max_position_embeddings - self._first_position
+        self._longest = max_positions(config) or 0
+        self._first_position = config.max_position_embeddings - self._longest
 
     def next_logits_for(self, rows: Iterable[Iterable[SupportsIndex]]) -> NextLogits:
         """Return the `next_logits` of `fastmrc.reference.beam_search` for one question.

@@ -15,7 +15,7 @@ from fastmrc.options import SearchOptions, SlotOptions
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import PreparedQuestion, Window
 from fastmrc.readers.beam import BeamReader, Decoded
-from fastmrc.readers.slots import FilledSlots, SlotReader, readings_of
+from fastmrc.readers.slots import FilledSlots, SlotKernels, SlotReader
 from fastmrc.readers.span_heads import SpanHeadReader, WindowSpans, spans_of, text_mask
 from fastmrc.reference.beam_search import beam_search
 from fastmrc.reference.constraints import SpanIndex
@@ -77,6 +77,8 @@ class MLMReader(SlotReader):
     Same arguments and answers as `fastmrc.MLMReader`.
     """
 
+    kernels = SlotKernels(slot_argmax, slot_topk, SpanIndex)
+
     def _fill(
         self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool
     ) -> list[FilledSlots]:
@@ -91,24 +93,8 @@ class MLMReader(SlotReader):
         begin = time.perf_counter()
         logits = self.slot_logits(question.windows, options.max_answer_tokens)
         middle = time.perf_counter()
-        automata: list[Any] = [
-            SpanIndex([window.text.token_ids.tolist()])
-            if question.constraint is None and options.mode == "extractive"
-            else question.constraint
-            for window in question.windows
-        ]
-        end_id, least = self._codec.sep_id, options.min_answer_tokens
-        if options.decoding == "exact":
-            tokens, lengths, scores = slot_topk(
-                logits, options.top_k, end_id=end_id, constraint=automata, min_tokens=least
-            )
-        else:
-            found = slot_argmax(logits, end_id=end_id, constraint=automata, min_tokens=least)
-            tokens, lengths, scores = (np.expand_dims(array, 1) for array in found)
-        readings = [
-            readings_of(window, tokens[i], lengths[i], scores[i])
-            for i, window in enumerate(question.windows)
-        ]
+        constraints = [question.constraint] * len(question.windows)
+        readings = self._read_slots(logits, question.windows, constraints, options)
         return FilledSlots(readings, middle - begin, time.perf_counter() - middle)
 
     @torch.inference_mode()

@@ -34,6 +34,7 @@ __all__ = [
     "BOM",
     "DataIssue",
     "LINE_BREAKS",
+    "Pair",
     "Passage",
     "Question",
     "StrPath",
@@ -42,9 +43,11 @@ __all__ = [
     "keyed_lines",
     "read_passages",
     "read_questions",
+    "read_training_data",
 ]
 
 T = TypeVar("T")
+R = TypeVar("R")
 StrPath: TypeAlias = str | os.PathLike[str]
 
 BOM = b"\xef\xbb\xbf"
@@ -100,6 +103,15 @@ class Question:
     def pair(self) -> tuple[str, list[str]]:
         """Question and texts of the passages, as ``answer_batch`` takes them."""
         return self.question, [passage.text for passage in self.passages]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text and others that mean the same; `place` is where they stand, ``file:line``."""
+
+    text: str
+    synonyms: tuple[str, ...]
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,20 +188,40 @@ def read_questions(path: StrPath, *, on_error: OnError | None = None) -> Iterato
     After a broken element of an array, reading goes on at the next line on which an element
     starts; a SQuAD document that is not JSON is lost as a whole.
     """
-    name = os.fspath(path)
+    return _parsed(os.fspath(path), on_error, _parse_question)
+
+
+def read_training_data(
+    path: StrPath, *, on_error: OnError | None = None
+) -> Iterator[Question | Pair]:
+    """Read questions as `read_questions` does, and pairs ``{"text", "synonyms": [...]}``.
+
+    A record with the key ``synonyms`` is a pair; a file may hold both kinds.
+    """
+
+    def parse(value: object, place: str) -> Question | Pair:
+        is_pair = isinstance(value, dict) and "synonyms" in value
+        return _parse_pair(value, place) if is_pair else _parse_question(value, place)
+
+    return _parsed(os.fspath(path), on_error, parse)
+
+
+def _parsed(name: str, on_error: OnError | None, parse: Callable[[object, str], R]) -> Iterator[R]:
+    """Parse the records of a file; report those that cannot be, and ids that were used before."""
     report = _raise_issue if on_error is None else on_error
     seen: dict[str, str] = {}
     for record in _records(name, report):
         place = _place(name, record.line, record.item)
         try:
-            question = _parse_question(record.value, place)
-            first = seen.setdefault(question.id, place)
-            if first is not place:
-                raise InputError(f"id: {question.id!r} was used before, at {first}")
+            parsed = parse(record.value, place)
+            if isinstance(parsed, Question):
+                first = seen.setdefault(parsed.id, place)
+                if first is not place:
+                    raise InputError(f"id: {parsed.id!r} was used before, at {first}")
         except InputError as error:
             report(DataIssue(name, record.line, str(error), record.item))
         else:
-            yield question
+            yield parsed
 
 
 def _raise_issue(issue: DataIssue) -> None:
@@ -379,6 +411,17 @@ def _parse_question(value: object, place: str) -> Question:
         answers=tuple(_string(f"answers[{i}]", entry) for i, entry in enumerate(answers)),
         place=place,
     )
+
+
+def _parse_pair(value: object, place: str) -> Pair:
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, got {_kind(value)}")
+    text = _string("text", _required(value, "text"))
+    entries = _list("synonyms", _required(value, "synonyms"))
+    synonyms = tuple(_string(f"synonyms[{i}]", entry) for i, entry in enumerate(entries))
+    if not text.strip() or not synonyms or not all(synonym.strip() for synonym in synonyms):
+        raise InputError("expected a text and at least one synonym, got a blank one or none")
+    return Pair(text, synonyms, place)
 
 
 def _required(value: dict[str, object], key: str) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "UnsupportedModelError"]
+__all__ = ["InputError", "TrainingError", "UnsupportedModelError"]
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class UnsupportedModelError(InputError):
     """A model or tokenizer cannot serve a reader; the message says why."""
+
+
+class TrainingError(RuntimeError):
+    """A training run cannot go on; the message says where it stopped and why."""

@@ -27,8 +27,10 @@ __all__ = [
     "LoadedModel",
     "Normalization",
     "Task",
+    "load_base",
     "load_model",
     "max_positions",
+    "multiplies_bfloat16",
     "packaged_model_path",
 ]
 
@@ -163,6 +165,64 @@ def load_model(
         )
     directory = _resolve_directory(path_or_id, revision, local_files_only)
     source = str(directory if path_or_id is None else path_or_id)
+    arguments: dict[str, Any] = {"dtype": torch_dtype}
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    loaded, report = _load_directory(directory, source, task, arguments)
+    _refuse_missing(report, task, source)
+    torch.nn.Module.to(loaded.model, torch_device)
+    return loaded
+
+
+def load_base(
+    path_or_id: str | Path, *, task: Task = "masked-LM", device: torch.device | str | None = None
+) -> tuple[LoadedModel, tuple[str, ...]]:
+    """Load a model to be trained, in float32 with eager attention, which returns its weights.
+
+    Parameters
+    ----------
+    path_or_id
+        A directory or hub id.
+    task
+        The head that the model gets.
+    device
+        Where the model goes; the CPU by default.
+
+    Returns
+    -------
+    tuple
+        The model and the names of the weights that the checkpoint does not hold: those of a head
+        that was never trained. They begin at random.
+
+    Raises
+    ------
+    InputError
+        As `load_model`.
+    UnsupportedModelError
+        As `load_model`, but for a missing head; also if weights of the body are missing.
+    """
+    import torch
+
+    torch_device = _resolve_device(device)
+    directory = _resolve_directory(path_or_id, None, False)
+    arguments: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    loaded, report = _load_directory(directory, str(path_or_id), task, arguments)
+    missing = tuple(sorted(report["missing_keys"]))
+    body = f"{loaded.model.base_model_prefix}."
+    of_body = [name for name in missing if name.startswith(body)]
+    if of_body:
+        raise UnsupportedModelError(
+            f"{path_or_id}: expected a trained encoder, but {len(of_body)} of its weights are "
+            f"missing, such as {of_body[0]}"
+        )
+    torch.nn.Module.to(loaded.model, torch_device)
+    return loaded, missing
+
+
+def _load_directory(
+    directory: Path, source: str, task: Task, arguments: dict[str, Any]
+) -> tuple[LoadedModel, dict[str, Any]]:
+    """Return the model and what transformers says about its weights."""
     settings = _read_settings(directory, source)
     with _quiet_transformers():
         config = _load_config(directory, source)
@@ -170,15 +230,11 @@ def load_model(
         _check_weight_files(directory, source)
         tokenizer = _load_tokenizer(directory, source)
         _check_vocabulary(tokenizer, config, task, source)
-        arguments: dict[str, Any] = {"dtype": torch_dtype}
-        if attention is not None:
-            arguments["attn_implementation"] = attention
         model, report = _load_weights(
             model_class, directory, config, settings.int8, source, **arguments
         )
-        _check_report(report, task, source)
-        torch.nn.Module.to(model, torch_device)
-    return LoadedModel(model, tokenizer, settings.normalization, source)
+    _refuse_mismatched(report, source)
+    return LoadedModel(model, tokenizer, settings.normalization, source), report
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -197,12 +253,13 @@ def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> tor
     if name not in _DTYPES:
         raise InputError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     if name == "auto":
-        name = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        name = "bfloat16" if multiplies_bfloat16(device) else "float32"
     resolved: torch.dtype = getattr(torch, name)
     return resolved
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 natively."""
     import torch
 
     if device.type == "cuda":
@@ -440,7 +497,7 @@ def _load_weights(
     return model, report
 
 
-def _check_report(report: dict[str, Any], task: Task, source: str) -> None:
+def _refuse_missing(report: dict[str, Any], task: Task, source: str) -> None:
     """Refuse a model in which transformers filled in random weights."""
     missing = sorted(report["missing_keys"])
     if missing:
@@ -448,6 +505,9 @@ def _check_report(report: dict[str, Any], task: Task, source: str) -> None:
             f"{source}: the checkpoint holds no trained {task} model: {len(missing)} weights "
             f"are missing, such as {missing[0]}"
         )
+
+
+def _refuse_mismatched(report: dict[str, Any], source: str) -> None:
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if mismatched:
         raise UnsupportedModelError(

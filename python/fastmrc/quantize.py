@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastmrc.errors import InputError
 from fastmrc.int8 import save_int8_weights
+from fastmrc.model_files import copy_config, copy_tokenizer, write_json
 from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_model
 
 __all__ = ["main", "quantize_model"]
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
 
 
 def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
@@ -45,29 +41,11 @@ def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     save_int8_weights(weights, output / "model.safetensors")
-    _copy_config(source, output)
-    _copy_tokenizer(source, output)
-    _write_json(
+    copy_config(source, output)
+    copy_tokenizer(source, output)
+    write_json(
         output / SETTINGS_FILE, {"format": INT8_FORMAT, "normalization": loaded.normalization}
     )
-
-
-def _copy_config(source: Path, output: Path) -> None:
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    # transformers once wrote the path that a model had been loaded from.
-    config.pop("_name_or_path", None)
-    _write_json(output / "config.json", config)
-
-
-def _copy_tokenizer(source: Path, output: Path) -> None:
-    complete = (source / "tokenizer.json").is_file()
-    for name in _TOKENIZER_FILES if complete else _TOKENIZER_FILES + _VOCABULARY_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, output / name)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -119,6 +119,8 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.unk_id: int | None = tokenizer.unk_token_id
         self.mask_id: int | None = tokenizer.mask_token_id
+        # Whether a model with start and end heads is told which text a token is of.
+        self.gives_token_types = "token_type_ids" in tokenizer.model_input_names
 
     @cached_property
     def cls_id(self) -> int:
@@ -152,11 +154,13 @@ class TextCodec:
         """Return the token ids of a question, int32 [n]."""
         return self._encode("question", [question])[0].token_ids
 
+    def normalize(self, passage: str) -> str:
+        """Return a passage as the model reads it, of the same length."""
+        return passage.translate(_ORIGINAL_NORMALIZATION) if self._normalize else passage
+
     def encode_passages(self, passages: Sequence[str]) -> list[TokenizedText]:
         """Tokenise passages, normalized as the model was trained."""
-        if self._normalize:
-            passages = [passage.translate(_ORIGINAL_NORMALIZATION) for passage in passages]
-        return self._encode("passages", passages)
+        return self._encode("passages", [self.normalize(passage) for passage in passages])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, without spaces next to Chinese characters."""

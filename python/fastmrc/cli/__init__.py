@@ -1,6 +1,6 @@
 """Command line of fastmrc.
 
-Each command is a module of this package, named in `COMMANDS`, with
+Each command is a module of this package, named in `COMMANDS` (with ``_`` for ``-``), with
 
 ``add_parser(subparsers)``
     adding its parser, ``set_defaults(run=run)`` included;
@@ -28,7 +28,7 @@ from fastmrc.errors import InputError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS = ("answer", "predict", "evaluate", "bench")
+COMMANDS = ("answer", "predict", "evaluate", "train", "prune-vocab", "bench")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastmrc {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"fastmrc.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"fastmrc.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
 

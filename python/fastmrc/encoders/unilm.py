@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fastmrc import _C
 
-__all__ = ["SUPPORTED_MODEL_TYPES", "EncoderSession", "UniLMEncoder"]
+__all__ = ["SUPPORTED_MODEL_TYPES", "EncoderSession", "UniLMEncoder", "head_modules"]
 
 
 # Modules of the output layer by model type, in the order of their application.
@@ -42,6 +42,23 @@ SUPPORTED_MODEL_TYPES = tuple(_HEADS)
 # head of BERT-base takes 7 ms to read its weights and 0.2 ms a row, so that one call for the rows
 # of five steps takes half the time of five.
 _LOGITS_AHEAD = 1 << 24
+
+
+def head_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Return the modules of the output layer, in the order of their application.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model is not of a type in `SUPPORTED_MODEL_TYPES`.
+    """
+    names = _HEADS.get(model.config.model_type)
+    if names is None:
+        raise UnsupportedModelError(
+            f"model: expected a type that takes a cache and a 4-D mask "
+            f"({', '.join(SUPPORTED_MODEL_TYPES)}), got {model.config.model_type!r}"
+        )
+    return [getattr(model, name) for name in names]
 
 
 class UniLMEncoder:
@@ -62,17 +79,12 @@ class UniLMEncoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config
-        head = _HEADS.get(config.model_type)
-        if head is None:
-            raise UnsupportedModelError(
-                f"model: expected a type that takes a cache and a 4-D mask "
-                f"({', '.join(SUPPORTED_MODEL_TYPES)}), got {config.model_type!r}"
-            )
+        head = head_modules(model)
         if getattr(config, "is_decoder", False):
             raise UnsupportedModelError("model: expected an encoder, got is_decoder=True")
         self._model = model
         self._body: Callable[..., Any] = model.base_model
-        self._head = [getattr(model, name) for name in head]
+        self._head = head
         if model.dtype != torch.float32:  # logits are float32 also where the body is not
             self._head = [copy.deepcopy(module).float() for module in self._head]
         self.num_layers = int(config.num_hidden_layers)

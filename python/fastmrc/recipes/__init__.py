@@ -1,0 +1,1 @@
+"""Documented ways to make the models that come with the package."""

@@ -1,0 +1,102 @@
+"""Scores of a model in training, by the readers that will use it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from fastmrc.data import Pair, Question
+from fastmrc.encoders.batches import by_length, padded_inputs
+from fastmrc.metrics import Reference, evaluate
+from fastmrc.pretrained import LoadedModel
+from fastmrc.text import TextCodec, join_tokens
+from fastmrc.training.objectives import pooled
+from fastmrc.training.options import Objective, Pooling
+
+if TYPE_CHECKING:
+    from fastmrc.readers.base import Reader
+
+__all__ = ["evaluate_model"]
+
+# Windows of long passages share half of their tokens.
+_STRIDE = 128
+
+
+def evaluate_model(
+    loaded: LoadedModel,
+    objectives: Sequence[Objective],
+    questions: Sequence[Question],
+    pairs: Sequence[Pair],
+    pooling: Pooling,
+) -> dict[str, float]:
+    """Score a model on held-out questions and pairs.
+
+    Returns
+    -------
+    dict
+        For each reading objective ``{objective}_f1`` and ``{objective}_em`` by the CMRC 2018
+        metric, in percent, passages read in windows; for SimBERT ``simbert_top1``, the share of
+        texts whose nearest other text is a synonym, in percent; ``score``, the mean over the
+        objectives of F1 or top1.
+    """
+    model: Any = copy.deepcopy(loaded.model)
+    model.eval()
+    model.set_attn_implementation("sdpa")
+    loaded = LoadedModel(model, loaded.tokenizer, loaded.normalization, loaded.source)
+    values: dict[str, float] = {}
+    main = []
+    for objective in objectives:
+        if objective == "simbert" and pairs:
+            values["simbert_top1"] = _top1(loaded, pairs, pooling)
+            main.append(values["simbert_top1"])
+        elif objective != "simbert" and questions:
+            scores = _read(objective, loaded, questions)
+            values |= {f"{objective}_{name}": value for name, value in scores.items()}
+            main.append(scores["f1"])
+    if main:
+        values["score"] = sum(main) / len(main)
+    return values
+
+
+def _read(
+    objective: Objective, loaded: LoadedModel, questions: Sequence[Question]
+) -> dict[str, float]:
+    reader = _reader_class(objective)(loaded)
+    answers = reader.answer_batch([question.pair for question in questions], stride=_STRIDE)
+    predictions = {q.id: answer.text for q, answer in zip(questions, answers, strict=True)}
+    references = {q.id: Reference(q.answers or _answers_of(q)) for q in questions}
+    values = evaluate(predictions, references, "cmrc").values
+    return {name: 100 * value for name, value in values.items()}
+
+
+def _reader_class(objective: Objective) -> type[Reader]:
+    import fastmrc
+
+    name = {"seq2seq": "Seq2SeqReader", "mlm": "MLMReader", "span": "SpanReader"}[objective]
+    return cast("type[Reader]", getattr(fastmrc, name))
+
+
+def _answers_of(question: Question) -> tuple[str, ...]:
+    given = (passage.answer for passage in question.passages)
+    return tuple(dict.fromkeys(answer for answer in given if answer))
+
+
+@torch.inference_mode()
+def _top1(loaded: LoadedModel, pairs: Sequence[Pair], pooling: Pooling) -> float:
+    """Return the percentage of texts whose nearest other text is of the same record."""
+    codec = TextCodec(loaded.tokenizer, loaded.normalization)
+    texts = [text for pair in pairs for text in (pair.text, *pair.synonyms)]
+    group = torch.tensor([i for i, pair in enumerate(pairs) for _ in (pair.text, *pair.synonyms)])
+    rows = [join_tokens([codec.cls_id], codec.encode_question(t), [codec.sep_id]) for t in texts]
+    vectors = torch.zeros(len(texts), int(loaded.model.config.hidden_size))
+    for batch in by_length([len(row) for row in rows]):
+        own = [rows[i] for i in batch]
+        inputs = padded_inputs(own, int(loaded.model.config.pad_token_id or 0), loaded.model.device)
+        hidden = loaded.model.base_model(**inputs).last_hidden_state
+        vectors[batch] = pooled(hidden, inputs["attention_mask"].sum(dim=1), pooling).cpu()
+    scores = vectors @ vectors.T
+    nearest = scores.fill_diagonal_(-2).argmax(dim=1)
+    return float((group[nearest] == group).float().mean()) * 100

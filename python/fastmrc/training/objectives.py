@@ -1,0 +1,148 @@
+"""The losses: reading (seq2seq and slots), SimBERT, start and end heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from fastmrc.encoders.unilm import head_modules
+from fastmrc.training.options import LossWeights, Pooling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["batch_loss", "pooled"]
+
+Losses = dict[str, torch.Tensor]
+
+# SimBERT multiplies cosines by this before the softmax.
+_SIMILARITY_SCALE = 30.0
+_LEAST_ATTENTION = 1e-6
+
+
+def batch_loss(
+    model: PreTrainedModel, batch: dict[str, Any], weights: LossWeights, pooling: Pooling
+) -> tuple[torch.Tensor, Losses]:
+    """Return the loss to minimise and its parts, without their weights, detached.
+
+    Parameters
+    ----------
+    model
+        In training mode; with eager attention where attention is trained.
+    batch
+        As `fastmrc.training.batches.TrainingBatches` gives it.
+    weights
+        Of the parts.
+    pooling
+        For the SimBERT objective.
+    """
+    if batch["objective"] == "span":
+        losses = {"span": _span_loss(model, batch)}
+        return losses["span"], {name: loss.detach() for name, loss in losses.items()}
+    attends = weights.attention > 0 and len(batch["copy_target"]) > 0
+    inputs = dict(batch["inputs"])
+    if torch.is_autocast_enabled(inputs["attention_mask"].device.type):
+        # A float32 mask would take the whole attention with it.
+        inputs["attention_mask"] = inputs["attention_mask"].bfloat16()
+    output = model.base_model(**inputs, output_attentions=attends)
+    hidden = output.last_hidden_state
+    at = torch.cat([batch["row"], batch["masked_row"]])
+    columns = torch.cat([batch["column"], batch["masked_column"]])
+    logits = hidden[at, columns]
+    for module in head_modules(model):
+        logits = module(logits)
+    logits = logits.float()
+    targets = logits[: len(batch["label"])]
+    losses = {"token": functional.cross_entropy(targets, batch["label"])}
+    total = losses["token"]
+
+    def add(name: str, weight: float, loss: torch.Tensor) -> None:
+        nonlocal total
+        losses[name] = loss
+        total = total + weight * loss
+
+    if batch["objective"] == "simbert":
+        if weights.similarity > 0:
+            add("similarity", weights.similarity, _similarity_loss(hidden, batch, pooling))
+    elif weights.passage > 0:
+        add("passage", weights.passage, _passage_loss(targets, batch))
+    if attends:
+        attention = output.attentions[-1]
+        add(
+            "attention",
+            weights.attention,
+            _attention_loss(attention, batch, weights.attention_heads),
+        )
+    if weights.masked > 0 and len(batch["masked_label"]):
+        predicted = logits[len(batch["label"]) :]
+        add("masked", weights.masked, functional.cross_entropy(predicted, batch["masked_label"]))
+    return total, {name: loss.detach() for name, loss in losses.items()}
+
+
+def pooled(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Return one vector of length 1 per text, float32 [B, hidden].
+
+    Parameters
+    ----------
+    hidden
+        Last hidden states [B, T, hidden].
+    lengths
+        Tokens of each text, special ones included, int64 [B].
+    pooling
+        Mean over the tokens, or the first.
+    """
+    if pooling == "cls":
+        return functional.normalize(hidden[:, 0].float(), dim=-1)
+    inside = torch.arange(hidden.shape[1], device=hidden.device)[None] < lengths[:, None]
+    total = (hidden.float() * inside[:, :, None]).sum(dim=1)
+    return functional.normalize(total, dim=-1)
+
+
+def _passage_loss(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    """Cross-entropy over the tokens that the input holds, [SEP] among them."""
+    input_ids = batch["inputs"]["input_ids"]
+    present = torch.zeros((len(input_ids), logits.shape[1]), dtype=torch.bool, device=logits.device)
+    present.scatter_(1, input_ids, True)
+    allowed = present[batch["row"]]
+    allowed[torch.arange(len(allowed), device=logits.device), batch["label"]] = True
+    return functional.cross_entropy(logits.masked_fill(~allowed, -torch.inf), batch["label"])
+
+
+def _attention_loss(attention: torch.Tensor, batch: dict[str, Any], heads: int) -> torch.Tensor:
+    """Minus the logarithm of the attention to the places of the token to copy.
+
+    attention [B, heads, T, T]; each target's mass is summed over its places and averaged over the
+    copying heads.
+    """
+    target, column = batch["copy_target"], batch["copy_column"]
+    rows, queries = batch["row"][target], batch["column"][target]
+    paid = attention[rows, :heads, queries, column].float()  # [copies, heads]
+    mass = torch.zeros((len(batch["label"]), paid.shape[1]), device=paid.device)
+    mass = mass.index_add(0, target, paid)[torch.unique(target)]
+    return -mass.clamp_min(_LEAST_ATTENTION).log().mean()
+
+
+def _similarity_loss(hidden: torch.Tensor, batch: dict[str, Any], pooling: Pooling) -> torch.Tensor:
+    """Softmax cross-entropy over in-batch cosines x 30: row 2i belongs to row 2i + 1 (SimBERT)."""
+    vectors = pooled(hidden, batch["prefix"], pooling)
+    scores = vectors @ vectors.T * _SIMILARITY_SCALE
+    scores = scores.masked_fill(
+        torch.eye(len(scores), dtype=torch.bool, device=hidden.device), -1e12
+    )
+    partner = torch.arange(len(scores), device=hidden.device) ^ 1
+    return functional.cross_entropy(scores, partner)
+
+
+def _span_loss(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
+    """Mean of the cross-entropies of start and end; [CLS] is both where there is no answer."""
+    output = model(**batch["inputs"])
+    ends = batch["column"].view(-1, 2)
+    hidden = ~(batch["inputs"]["attention_mask"][:, 0, 0] == 0)  # padding is no place
+    scores = [
+        logits.float().masked_fill(hidden, -torch.inf)
+        for logits in (output.start_logits, output.end_logits)
+    ]
+    losses = [functional.cross_entropy(score, ends[:, i]) for i, score in enumerate(scores)]
+    return (losses[0] + losses[1]) / 2

@@ -1,0 +1,181 @@
+"""Options of a training run, validated in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from fastmrc.errors import InputError
+from fastmrc.pretrained import Normalization
+
+__all__ = ["LossWeights", "Objective", "Pooling", "Task", "TrainingOptions", "WindowOptions"]
+
+Objective = Literal["seq2seq", "mlm", "simbert", "span"]
+Task = Literal["seq2seq", "mlm", "simbert", "mixed", "span"]
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions:
+    """How examples are cut from passages.
+
+    Attributes
+    ----------
+    window_tokens
+        Shortest and longest window; drawn evenly for each example.
+    question_tokens
+        Longest question; the rest is cut off.
+    negatives
+        Share of the windows drawn anywhere in the passage instead of around the answer. The target
+        of one that does not hold the answer is the empty answer.
+    distractors
+        Share of the questions that get a window of another passage, near theirs in the data and
+        without their answer; the target is the empty answer.
+    cloze_question_words
+        What stands for the span that a cloze question asks for.
+    cloze_drop
+        Share of a cloze sentence's tokens that are left out of the question.
+    cloze_masked
+        Share of the passage tokens of a cloze question that the masked language model predicts.
+    """
+
+    window_tokens: tuple[int, int] = (96, 254)
+    question_tokens: int = 63
+    negatives: float = 0.25
+    distractors: float = 0.0
+    cloze_question_words: tuple[str, ...] = ("什么", "谁", "哪里", "多少", "哪个", "何时")
+    cloze_drop: float = 0.2
+    cloze_masked: float = 0.1
+
+    def __post_init__(self) -> None:
+        least, most = self.window_tokens
+        _require("window_tokens", 1 <= least <= most, "1 <= shortest <= longest", (least, most))
+        _require("question_tokens", self.question_tokens >= 1, "at least 1", self.question_tokens)
+        for name in ("negatives", "distractors", "cloze_drop", "cloze_masked"):
+            value = getattr(self, name)
+            _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the losses beside the cross-entropy over the whole vocabulary, which has 1.
+
+    Attributes
+    ----------
+    passage
+        Cross-entropy over the tokens of the passage and the end token only.
+    attention
+        Minus the logarithm of the attention that `attention_heads` heads of the last layer pay to
+        the tokens to copy.
+    attention_heads
+        Number of these heads.
+    masked
+        Cross-entropy of masked tokens of cloze passages.
+    similarity
+        Of the in-batch similarities in the SimBERT objective.
+    """
+
+    passage: float = 0.5
+    attention: float = 0.5
+    attention_heads: int = 6
+    masked: float = 0.3
+    similarity: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of `fastmrc.training.train`.
+
+    Attributes
+    ----------
+    task
+        ``"seq2seq"``, ``"mlm"``, ``"simbert"``, ``"span"`` (start and end heads, read by
+        `fastmrc.SpanReader`) or ``"mixed"``: the first three in turn on one set of weights.
+    epochs
+        How often each question is seen, over all objectives together; None: 3, or without end if
+        there is another bound.
+    max_steps
+        Bound on the number of batches; None: none.
+    max_hours
+        Bound on the time, evaluation included, over all runs that resume each other. The learning
+        rate falls to 0 at whichever bound comes first.
+    batch_size
+        Examples in a batch.
+    learning_rate, warmup, weight_decay
+        Peak of the learning rate, share of the run in which it rises, and AdamW's decay.
+    cloze
+        Share of the reading examples that are cloze questions made from the passages.
+    simbert_share
+        Share of the batches for the SimBERT objective in a mixture that has pairs.
+    dropout
+        Of the model; 0 is faster on a CPU.
+    copy_heads
+        Heads of the last layer that begin as a channel for copied tokens (see
+        `fastmrc.training.copying`); 0: none. For a base whose output layer was never trained; what
+        these heads did before is lost.
+    slots
+        [MASK] slots of the MLM objective.
+    answer_tokens
+        Longest answer of the seq2seq objective, its end token included.
+    pooling
+        How the SimBERT objective makes one vector of a text: ``"mean"`` over its tokens, or
+        ``"cls"``.
+    normalization
+        Of passages, stored with the model; None: the base's own.
+    eval_questions
+        Questions of the held-out file that are read at each evaluation.
+    eval_steps
+        Batches between two evaluations; a checkpoint is written at each.
+    seed
+        Of everything that is drawn.
+    bfloat16
+        Whether products are taken in bfloat16; None: where the hardware has them.
+    """
+
+    task: Task
+    epochs: float | None = None
+    max_steps: int | None = None
+    max_hours: float | None = None
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    cloze: float = 0.0
+    simbert_share: float = 0.1
+    dropout: float = 0.1
+    copy_heads: int = 0
+    slots: int = 16
+    answer_tokens: int = 32
+    pooling: Pooling = "mean"
+    normalization: Normalization | None = None
+    eval_questions: int = 100
+    eval_steps: int = 500
+    seed: int = 0
+    bfloat16: bool | None = None
+    windows: WindowOptions = field(default_factory=WindowOptions)
+    losses: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        _require(
+            "task", self.task in get_args(Task), f"one of {', '.join(get_args(Task))}", self.task
+        )
+        for name in ("batch_size", "slots", "answer_tokens", "eval_questions", "eval_steps"):
+            _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name in ("epochs", "max_steps", "max_hours", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None:
+                _require(name, math.isfinite(value) and value > 0, "a number above 0", value)
+        for name in ("warmup", "cloze", "simbert_share"):
+            value = getattr(self, name)
+            _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives that the task is made of."""
+        return ("seq2seq", "mlm", "simbert") if self.task == "mixed" else (self.task,)
+
+
+def _require(name: str, holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise InputError(f"{name}: expected {expected}, got {got!r}")

@@ -1,0 +1,397 @@
+"""One training run: from a base and data files to a model directory."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from fastmrc.data import DataIssue, Pair, Question, StrPath, read_training_data
+from fastmrc.encoders.unilm import SUPPORTED_MODEL_TYPES
+from fastmrc.errors import InputError, TrainingError, UnsupportedModelError
+from fastmrc.model_files import write_json
+from fastmrc.pretrained import (
+    SETTINGS_FILE,
+    LoadedModel,
+    load_base,
+    max_positions,
+    multiplies_bfloat16,
+)
+from fastmrc.pretrained import Task as ModelTask
+from fastmrc.text import TextCodec
+from fastmrc.training.batches import TrainingBatches
+from fastmrc.training.card import write_card
+from fastmrc.training.copying import initialize_copying
+from fastmrc.training.evaluation import evaluate_model
+from fastmrc.training.examples import Corpus
+from fastmrc.training.options import TrainingOptions
+from fastmrc.training.trainer import ReaderTrainer, last_checkpoint
+
+__all__ = ["DataSummary", "TrainingResult", "train"]
+
+_RUN_FILE = "training.json"
+_LOG_FILE = "training_log.json"
+_CHECKPOINTS = "checkpoints"
+_LOCK = ".lock"
+# Steps of a run that only time bounds.
+_ENDLESS = 10_000_000
+
+
+@dataclass(slots=True)
+class DataSummary:
+    """What the data files held.
+
+    Attributes
+    ----------
+    questions, answered, passages, pairs
+        Counts of what is trained on.
+    not_found
+        Ids of questions that were left out, since their answer is in none of their passages.
+    issues
+        Records that could not be read.
+    """
+
+    questions: int = 0
+    answered: int = 0
+    passages: int = 0
+    pairs: int = 0
+    not_found: list[str] = field(default_factory=list)
+    issues: list[DataIssue] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run did.
+
+    Attributes
+    ----------
+    steps
+        Batches trained on, those of interrupted runs included.
+    hours
+        Time, likewise.
+    loss
+        Mean over the last logged batches.
+    scores
+        Of the model that was kept, by name; empty without held-out data.
+    data
+        What was trained on.
+    initialized
+        Weights that the base did not hold and that began at random.
+    """
+
+    steps: int
+    hours: float
+    loss: float
+    scores: dict[str, float]
+    data: DataSummary
+    initialized: tuple[str, ...]
+
+
+def train(
+    base: StrPath,
+    data: Sequence[StrPath],
+    output_dir: StrPath,
+    options: TrainingOptions,
+    *,
+    held_out: StrPath | None = None,
+    device: str | None = None,
+    progress: bool = False,
+    on_start: Callable[[DataSummary, tuple[str, ...]], None] | None = None,
+) -> TrainingResult:
+    """Fine-tune a masked language model for the readers.
+
+    Run again with the same arguments after an interruption, it goes on from the last checkpoint;
+    its bounds (`epochs`, `max_steps`, `max_hours`) may be others then.
+
+    Parameters
+    ----------
+    base
+        Directory or hub id of a model; an output layer that it lacks begins at random.
+    data
+        Files that `fastmrc.data.read_training_data` reads.
+    output_dir
+        New or empty, or that of an interrupted run.
+    options
+        Of the run.
+    held_out
+        A file like those of `data`, read at each evaluation; the best checkpoint is kept. Without
+        it the last one is.
+    device
+        ``"cpu"`` or a CUDA device; by default CUDA where there is one.
+    progress
+        Whether to print losses, scores and the time left on the standard error.
+    on_start
+        Called with what the data holds and the weights that begin at random, before the first step.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    InputError
+        If an argument is wrong, there is nothing to train on, or `output_dir` is in use.
+    UnsupportedModelError
+        If the base cannot serve the task.
+    TrainingError
+        If the loss is not finite; the message names the step and the questions.
+    """
+    output = Path(output_dir)
+    with _locked(output):
+        _check_output(output, _fingerprint(base, data, held_out, options))
+        loaded, initialized = _load(base, options, device)
+        codec = TextCodec(loaded.tokenizer, loaded.normalization)
+        _check_fit(loaded, codec, options)
+        corpus, summary = _read(data, codec, options)
+        if on_start is not None:
+            on_start(summary, initialized)
+        resumed = last_checkpoint(output / _CHECKPOINTS)
+        if resumed is None and options.copy_heads:
+            initialize_copying(
+                loaded.model, codec, corpus.documents, options.copy_heads, options.seed
+            )
+        trainer = _trainer(loaded, codec, corpus, options, held_out, output, progress)
+        with _disk_errors(output):
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        result = _result(trainer, summary, initialized)
+        _save(output, loaded, trainer, options, base, data, result)
+    return result
+
+
+def _load(
+    base: StrPath, options: TrainingOptions, device: str | None
+) -> tuple[LoadedModel, tuple[str, ...]]:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    task: ModelTask = "question-answering" if options.task == "span" else "masked-LM"
+    path = base if isinstance(base, str) else Path(base)  # a plain string may be a hub id
+    loaded, initialized = load_base(path, task=task, device=device)
+    for module in loaded.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = options.dropout
+    if options.normalization is not None:
+        loaded = replace(loaded, normalization=options.normalization)
+    return loaded, initialized
+
+
+def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) -> None:
+    """Refuse a model that cannot take the inputs of the task."""
+    config = loaded.model.config
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"base: expected a model of type {', '.join(SUPPORTED_MODEL_TYPES)}, got "
+            f"{config.model_type!r}"
+        )
+    if "mlm" in options.objectives and codec.mask_id is None:
+        raise UnsupportedModelError("base: expected a tokenizer with a [MASK] token, got none")
+    passage, question = options.windows.window_tokens[1], options.windows.question_tokens
+    needed = {
+        "seq2seq": passage + question + 3 + options.answer_tokens,
+        "mlm": passage + question + 4 + options.slots,
+        "simbert": 2 * question + 3,
+        "span": passage + question + 4,
+    }
+    longest = max(needed[objective] for objective in options.objectives)
+    most = max_positions(config)
+    if most is not None and longest > most:
+        raise InputError(
+            f"window_tokens: expected inputs of at most {most} tokens, the positions of the model, "
+            f"got up to {longest}"
+        )
+
+
+def _read(
+    data: Sequence[StrPath], codec: TextCodec, options: TrainingOptions
+) -> tuple[Corpus, DataSummary]:
+    summary = DataSummary()
+    corpus = Corpus(codec, options.windows)
+    for path in data:
+        for record in read_training_data(path, on_error=summary.issues.append):
+            if isinstance(record, Pair):
+                corpus.add_pair(record)
+            else:
+                corpus.add_question(record)
+    summary.questions, summary.answered = corpus.num_questions, corpus.num_answered
+    summary.passages, summary.pairs = len(corpus.documents), len(corpus.pairs)
+    summary.not_found = corpus.not_found
+    needs_pairs = options.task == "simbert"
+    if not (corpus.pairs if needs_pairs else corpus.num_questions):
+        raise InputError(
+            f"data: expected {'pairs' if needs_pairs else 'questions'} for the task "
+            f"{options.task}, got {summary.questions} questions and {summary.pairs} pairs, "
+            f"{len(summary.not_found)} answers that are not in their passages and "
+            f"{len(summary.issues)} records that cannot be read"
+        )
+    return corpus, summary
+
+
+def _trainer(
+    loaded: LoadedModel,
+    codec: TextCodec,
+    corpus: Corpus,
+    options: TrainingOptions,
+    held_out: StrPath | None,
+    output: Path,
+    progress: bool,
+) -> ReaderTrainer:
+    batches = TrainingBatches(
+        corpus, codec, loaded.model.config, options, _num_steps(options, corpus)
+    )
+    bfloat16 = options.bfloat16
+    if bfloat16 is None:
+        bfloat16 = multiplies_bfloat16(loaded.model.device)
+    score = None
+    if held_out is not None:
+        questions, pairs = _held_out(held_out, options)
+
+        def score() -> dict[str, float]:
+            return evaluate_model(loaded, options.objectives, questions, pairs, options.pooling)
+
+    return ReaderTrainer(
+        loaded.model, options, batches, output / _CHECKPOINTS, score, bfloat16, progress
+    )
+
+
+def _held_out(path: StrPath, options: TrainingOptions) -> tuple[list[Question], list[Pair]]:
+    records = list(read_training_data(path))
+    questions = [record for record in records if isinstance(record, Question)]
+    pairs = [record for record in records if isinstance(record, Pair)]
+    if not (pairs if options.task == "simbert" else questions):
+        raise InputError(f"held_out: expected something to read for the task, got none in {path}")
+    return questions[: options.eval_questions], pairs
+
+
+def _num_steps(options: TrainingOptions, corpus: Corpus) -> int:
+    if options.max_steps is not None:
+        return options.max_steps
+    if options.max_hours is not None and options.epochs is None:
+        return _ENDLESS
+    examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
+    return max(1, round((options.epochs or 3.0) * examples / options.batch_size))
+
+
+# --- the output directory ----------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep the directory for one run at a time; the lock goes with the process."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / _LOCK, "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"output_dir: another run is writing to '{output}'") from None
+        yield
+    (output / _LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """Say what is left when a file cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch reports a full disk as RuntimeError of its file writer.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        last = last_checkpoint(output / _CHECKPOINTS)
+        kept = "there is no checkpoint yet" if last is None else f"{last.name} is kept"
+        raise TrainingError(
+            f"output_dir: cannot write to '{output}' ({error}); {kept}, and the same command goes "
+            "on from there"
+        ) from error
+
+
+def _fingerprint(
+    base: StrPath, data: Sequence[StrPath], held_out: StrPath | None, options: TrainingOptions
+) -> dict[str, Any]:
+    """Return what a run must have in common with the one that it resumes: not its bounds."""
+    bounds = ("epochs", "max_steps", "max_hours")
+    settings = {name: value for name, value in asdict(options).items() if name not in bounds}
+    files = [*data, *([] if held_out is None else [held_out])]
+    return {
+        "base": os.fspath(base),
+        "options": json.loads(json.dumps(settings)),  # lists for tuples, as they are read back
+        "data": {os.fspath(path): _digest(path) for path in files},
+    }
+
+
+def _digest(path: StrPath) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_output(output: Path, run: dict[str, Any]) -> None:
+    """Accept a new directory, or one of an interrupted run with the same arguments."""
+    path = output / _RUN_FILE
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if not (output / _CHECKPOINTS).is_dir():
+            raise InputError(f"output_dir: '{output}' holds a finished run; choose another")
+        changed = [key for key in run if earlier.get(key) != run[key]]
+        if changed:
+            raise InputError(
+                f"output_dir: '{output}' holds an interrupted run with other {', '.join(changed)}; "
+                "give the same to go on, or choose another directory"
+            )
+        return
+    others = sorted(entry.name for entry in output.iterdir() if entry.name != _LOCK)
+    if others:
+        raise InputError(
+            f"output_dir: expected a new or empty directory, got '{output}' with {others[0]}"
+        )
+    (output / _CHECKPOINTS).mkdir()
+    write_json(path, run)
+
+
+def _result(
+    trainer: ReaderTrainer, summary: DataSummary, initialized: tuple[str, ...]
+) -> TrainingResult:
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    scored = [entry for entry in history if "eval_score" in entry]
+    best = max(scored, key=lambda entry: entry["eval_score"], default={})
+    scores = {
+        name.removeprefix("eval_"): value
+        for name, value in best.items()
+        if name.startswith("eval_")
+    }
+    return TrainingResult(
+        trainer.state.global_step,
+        trainer.schedule.spent / 3600,
+        losses[-1] if losses else float("nan"),
+        scores,
+        summary,
+        initialized,
+    )
+
+
+def _save(
+    output: Path,
+    loaded: LoadedModel,
+    trainer: ReaderTrainer,
+    options: TrainingOptions,
+    base: StrPath,
+    data: Sequence[StrPath],
+    result: TrainingResult,
+) -> None:
+    """Write the model; the checkpoints go when everything else is on the disk."""
+    with _disk_errors(output):
+        loaded.model.save_pretrained(output)
+        loaded.tokenizer.save_pretrained(output)
+        settings = {"normalization": loaded.normalization, "pooling": options.pooling}
+        write_json(output / SETTINGS_FILE, settings)
+        write_json(output / _LOG_FILE, trainer.state.log_history)
+        write_card(output / "README.md", base, data, options, result)
+    shutil.rmtree(output / _CHECKPOINTS)

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastmrc.errors import InputError
@@ -40,14 +40,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def check_new_directory(output: Path) -> None:
-    """Raise InputError unless `output` is free: missing or empty, in an existing directory."""
+    """Raise InputError unless `output` is an empty directory or could be made as one."""
     if output.is_dir():
         if any(output.iterdir()):
             raise InputError(f"output_dir: expected a new or empty directory, '{output}' is in use")
     elif output.exists():
         raise InputError(f"output_dir: expected a directory, got the file '{output}'")
-    elif not output.resolve().parent.is_dir():
-        raise InputError(f"output_dir: expected a place in an existing directory, got '{output}'")
+    elif not next(place for place in output.resolve().parents if place.exists()).is_dir():
+        raise InputError(f"output_dir: expected a place in a directory, got '{output}'")
 
 
 @contextmanager
@@ -59,20 +59,22 @@ def new_directory(output: Path) -> Iterator[Path]:
     Parameters
     ----------
     output
-        A missing or empty directory.
+        A missing or empty directory; missing ones above it are made.
 
     Raises
     ------
     InputError
-        If `output` is in use.
+        If `output` is in use, or below a file.
     OSError
-        With the name of `output` if writing fails.
+        With the name of `output` if writing fails, or of what cannot be made above it.
     """
     check_new_directory(output)
     final = output.resolve()
+    missing = [above for above in final.parents if not above.exists()]
     # Beside the final place, as only a rename within a file system cannot stop half-way.
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
         # Fails where something has been put there in the meantime.
@@ -84,3 +86,7 @@ def new_directory(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for above in missing:
+            # Fails, as it should, for those that hold `output` or what others put there.
+            with suppress(OSError):
+                above.rmdir()

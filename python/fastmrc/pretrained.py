@@ -32,6 +32,7 @@ __all__ = [
     "max_positions",
     "multiplies_bfloat16",
     "packaged_model_path",
+    "quiet_transformers",
 ]
 
 Normalization = Literal["none", "original"]
@@ -224,7 +225,7 @@ def _load_directory(
 ) -> tuple[LoadedModel, dict[str, Any]]:
     """Return the model and what transformers says about its weights."""
     settings = _read_settings(directory, source)
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _load_config(directory, source)
         model_class = _model_class(config, task, source)
         _check_weight_files(directory, source)
@@ -315,7 +316,7 @@ def _download(hub_id: str, revision: str | None, local_files_only: bool) -> Path
     from huggingface_hub import snapshot_download
 
     # Progress belongs on a terminal only.
-    bars = nullcontext() if sys.stderr.isatty() else _quiet_transformers()
+    bars = nullcontext() if sys.stderr.isatty() else quiet_transformers()
     try:
         with bars:
             directory = snapshot_download(
@@ -516,7 +517,7 @@ def _refuse_mismatched(report: dict[str, Any], source: str) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers, and restore them after."""
     from transformers.utils import logging
 

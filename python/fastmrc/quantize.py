@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +44,10 @@ def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
     save_int8_weights(weights, output / "model.safetensors")
     copy_config(source, output)
     copy_tokenizer(source, output)
-    write_json(
-        output / SETTINGS_FILE, {"format": INT8_FORMAT, "normalization": loaded.normalization}
-    )
+    path = source / SETTINGS_FILE
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings |= {"format": INT8_FORMAT, "normalization": loaded.normalization}
+    write_json(output / SETTINGS_FILE, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

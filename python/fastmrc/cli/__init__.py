@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastmrc import __version__
-from fastmrc.errors import InputError
+from fastmrc.errors import InputError, TrainingError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -93,7 +93,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     message = " ".join(str(error).split())
-    if isinstance(error, ValueError | OSError) and message:
+    if isinstance(error, ValueError | OSError | TrainingError) and message:
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

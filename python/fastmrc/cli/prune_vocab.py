@@ -38,8 +38,8 @@ def add_parser(subparsers: common.SubParsers) -> None:
         "--corpus",
         nargs="+",
         metavar="FILE",
-        help="keep what is needed by questions and passages in JSON lines, a JSON array, SQuAD "
-        "JSON or lines of text",
+        help="keep what is needed by questions, pairs of texts and passages in JSON lines, a JSON "
+        "array, SQuAD JSON or lines of text",
     )
     common.add_json_option(parser)
     parser.set_defaults(run=run)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fastmrc.cli import common
-from fastmrc.errors import InputError
 from fastmrc.metrics import name_ids
+from fastmrc.training.options import Pooling, Task, TrainingOptions, WindowOptions
 
 if TYPE_CHECKING:
-    from fastmrc.training.options import TrainingOptions
     from fastmrc.training.run import DataSummary, TrainingResult
 
 __all__ = ["add_parser", "run"]
 
-TASKS = ("seq2seq", "mlm", "simbert", "mixed", "span")
+_DEFAULTS = {f.name: f.default for kind in (TrainingOptions, WindowOptions) for f in fields(kind)}
 # Ids that the message about answers that were not found names.
 NAMED_IDS = 10
 
@@ -31,7 +30,13 @@ def add_parser(subparsers: common.SubParsers) -> None:
         "interruption, it goes on from its last checkpoint. Needs the extra `train`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument(
+        "--task",
+        required=True,
+        choices=get_args(Task),
+        help="what the model is for; mixed: the first three on one set of weights, span: start and "
+        "end heads",
+    )
     parser.add_argument(
         "--data",
         required=True,
@@ -41,12 +46,21 @@ def add_parser(subparsers: common.SubParsers) -> None:
         'lines of {"text", "synonyms"}',
     )
     parser.add_argument("--base", required=True, metavar="PATH|ID", help="directory or hub id")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new directory")
     parser.add_argument(
-        "--held-out", metavar="FILE", help="read at each evaluation; the best checkpoint is kept"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="new directory, or that of an interrupted run",
     )
-    parser.add_argument("--device", help="as torch names it (default: cuda if there is one)")
-    parser.add_argument("--threads", type=common.positive_int, metavar="N", help="of torch")
+    parser.add_argument(
+        "--held-out",
+        metavar="FILE",
+        help="like --data, its beginning is read at each evaluation; the best checkpoint is kept",
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument(
+        "--threads", type=common.positive_int, metavar="N", help="of torch and the engine"
+    )
     _add_options(parser)
     common.add_json_option(parser)
     parser.set_defaults(run=run)
@@ -54,30 +68,43 @@ def add_parser(subparsers: common.SubParsers) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, text: str, **keywords: Any) -> None:
-        parser.add_argument("--" + name.replace("_", "-"), help=text, default=None, **keywords)
+        option = "--" + name.replace("_", "-")
+        default = _DEFAULTS[name]
+        if default is not None:
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (default: {shown})"
+        parser.add_argument(option, help=text, default=None, **keywords)
 
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     number: dict[str, Any] = {"type": float, "metavar": "X"}
-    add("max_hours", "time, evaluation included", **number)
-    add("max_steps", "batches", **whole)
-    add("epochs", "passes over the questions (default: 3, or no bound with another one)", **number)
-    add("batch_size", "examples in a batch (default: 32)", **whole)
-    add("learning_rate", "its peak (default: 2e-4)", **number)
-    add("warmup", "share of the run in which it rises (default: 0.05)", **number)
-    add("weight_decay", "of AdamW (default: 0.01)", **number)
-    add("dropout", "of the model (default: 0.1)", **number)
-    add("cloze", "share of cloze questions made from the passages (default: 0)", **number)
-    add("copy_heads", "heads that begin as a copying channel (default: 0)", **whole)
-    add("simbert_share", "of the batches of a mixture (default: 0.1)", **number)
-    add("slots", "[MASK] slots of the MLM input (default: 16)", **whole)
-    add("pooling", "of sentence vectors (default: mean)", choices=("mean", "cls"))
+    add("max_hours", "stop after X hours, over all runs that resume each other", **number)
+    add("max_steps", "stop after N batches", **whole)
+    add("epochs", "passes over the questions (default: 3 without another bound)", **number)
+    add("batch_size", "examples in a batch", **whole)
+    add("learning_rate", "its peak", **number)
+    add("warmup", "share of the run in which it rises", **number)
+    add("weight_decay", "of AdamW", **number)
+    add("dropout", "of the model", **number)
+    add("cloze", "share of cloze questions made from the passages", **number)
+    add("copy_heads", "heads that begin as a copying channel", **whole)
+    add("simbert_share", "of the batches of a mixture", **number)
+    add("slots", "[MASK] slots of the MLM input, which the reader must be told if not 16", **whole)
+    add("answer_tokens", "longest answer of the seq2seq input, its end included", **whole)
+    add("pooling", "of sentence vectors", choices=get_args(Pooling))
     add("normalization", "of passages (default: the base's own)", choices=common.NORMALIZATIONS)
-    add("eval_questions", "held-out questions at each evaluation (default: 100)", **whole)
-    add("eval_steps", "batches between evaluations (default: 500)", **whole)
-    add("seed", "of everything that is drawn (default: 0)", **whole)
-    add("window_tokens", "shortest and longest window (default: 96 254)", nargs=2, type=int)
-    add("negatives", "share of windows drawn anywhere (default: 0.25)", **number)
-    add("distractors", "share of passages of other questions (default: 0)", **number)
+    add("eval_questions", "held-out questions at each evaluation", **whole)
+    add("eval_steps", "batches between evaluations", **whole)
+    add("seed", "of everything that is drawn", **whole)
+    add(
+        "window_tokens",
+        "shortest and longest window of a passage",
+        nargs=2,
+        type=int,
+        metavar=("N", "M"),
+    )
+    add("question_tokens", "longest question", **whole)
+    add("negatives", "share of windows drawn anywhere", **number)
+    add("distractors", "share of windows of passages of other questions", **number)
     add(
         "bfloat16",
         "products in bfloat16 (default: where the hardware has them)",
@@ -87,28 +114,31 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print what came of it."""
-    try:
-        import accelerate  # noqa: F401  # without it transformers asks for it late, in a long text
-    except ImportError:
-        raise InputError(
-            "train needs the package accelerate: pip install 'fastmrc[train]'"
-        ) from None
     from fastmrc.training import train
+    from fastmrc.training.batches import drawn_objectives
 
-    if args.threads is not None:
-        import torch
+    common.set_threads(args.threads)
+    options = training_options(args)
 
-        torch.set_num_threads(args.threads)
-    result = train(
-        args.base,
-        args.data,
-        args.output,
-        training_options(args),
-        held_out=args.held_out,
-        device=args.device,
-        progress=True,
-        on_start=_report_data,
-    )
+    def report(data: DataSummary, initialized: tuple[str, ...]) -> None:
+        _report_data(data, initialized)
+        if "simbert" not in drawn_objectives(options, data.pairs) and options.task == "mixed":
+            _say("no pairs of texts: nothing is trained for SimBERT")
+
+    try:
+        result = train(
+            args.base,
+            args.data,
+            args.output,
+            options,
+            held_out=args.held_out,
+            device=args.device,
+            progress=True,
+            on_start=report,
+        )
+    except KeyboardInterrupt:
+        _say("the same command goes on from the last checkpoint, if one was written")
+        raise
     if args.json:
         common.print_json(_record(result))
     else:
@@ -118,7 +148,6 @@ def run(args: argparse.Namespace) -> int:
 
 def training_options(args: argparse.Namespace) -> TrainingOptions:
     """Return the options that were given; those of `TrainingOptions` stand for others."""
-    from fastmrc.training import TrainingOptions, WindowOptions
 
     def given(kind: type) -> dict[str, Any]:
         names = [field.name for field in fields(kind)]
@@ -133,20 +162,20 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
 def _report_data(data: DataSummary, initialized: tuple[str, ...]) -> None:
     for issue in data.issues:
         common.report_issue(issue)
-    say(
+    _say(
         f"{data.questions:,} questions ({data.answered:,} with an answer), {data.passages:,} "
         f"passages, {data.pairs:,} pairs"
     )
     if data.not_found:
         named = name_ids(data.not_found, NAMED_IDS)
-        say(f"left out: {len(data.not_found):,} answers are in none of their passages: {named}")
+        _say(f"left out: {len(data.not_found):,} answers are in none of their passages: {named}")
     if initialized:
-        say(
+        _say(
             f"the base lacks {len(initialized)} weights, which begin at random: {initialized[0]}, …"
         )
 
 
-def say(text: str) -> None:
+def _say(text: str) -> None:
     """Print a message on the standard error."""
     print(f"fastmrc: {text}", file=sys.stderr)
 

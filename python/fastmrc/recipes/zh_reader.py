@@ -30,12 +30,15 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from fastmrc.errors import InputError, TrainingError
+from fastmrc.model_files import check_new_directory
 from fastmrc.quantize import quantize_model
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
+from fastmrc.training.run import is_finished
 
 __all__ = ["SHORT", "LONG", "main", "make_model", "prepare_data"]
 
@@ -104,7 +107,8 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
     for records in held_out:
         random.Random(0).shuffle(records)
     # One of each in turn, so that any number from the beginning holds both.
-    _write(output / "held_out.jsonl", [r for both in zip(*held_out, strict=False) for r in both])
+    mixed = [record for both in zip_longest(*held_out) for record in both if record is not None]
+    _write(output / "held_out.jsonl", mixed)
     training = [output / name for name in files]
     training += [output / "cmrc2018_trial.jsonl"] * (_TRIAL_REPEATS - 1)
     return training, output / "held_out.jsonl"
@@ -128,27 +132,18 @@ def make_model(
     say
         Called with each step.
     """
+    check_new_directory(output)
     say("data")
     training, held_out = prepare_data(source, work / "data")
     stages = [("short", SHORT, 0.6), ("long", LONG, 0.4)]
     for name, options, share in stages:
-        if not (work / name / "model.safetensors").is_file():
+        if not is_finished(work / name):
             say(f"training on {name} windows")
-            _train(base, training, work / name, options, hours * share, held_out)
+            options = replace(options, max_hours=hours * share)
+            train(base, training, work / name, options, held_out=held_out, progress=True)
         base = str(work / name)
     say("int8")
     quantize_model(base, output)
-
-
-def _train(
-    base: str,
-    data: Sequence[Path],
-    output: Path,
-    options: TrainingOptions,
-    hours: float,
-    held_out: Path,
-) -> None:
-    train(base, data, output, replace(options, max_hours=hours), held_out=held_out, progress=True)
 
 
 def _split(records: Sequence[Record], passages: int) -> tuple[list[Record], list[Record]]:
@@ -178,8 +173,11 @@ def _passage(record: Record) -> str:
 
 
 def _read(path: Path) -> list[Record]:
-    with open(path, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file if line.strip()]
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON lines in UTF-8 ({error})") from None
     # One question of the trial set is blank.
     return [record for record in records if record.get("question", "?").strip()]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,23 @@ from fastmrc.training.options import Objective, TrainingOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["Row", "TrainingBatches", "collate", "seq2seq_row", "slots_row", "span_row"]
+__all__ = [
+    "Row",
+    "TrainingBatches",
+    "batches_per_chunk",
+    "collate",
+    "drawn_objectives",
+    "pair_row",
+    "seq2seq_row",
+    "slots_row",
+    "span_row",
+]
 
 IntArray = NDArray[np.int32]
 
 # Batches that are drawn together and cut by length, so that little of a batch is padding.
 _CHUNK = 32
+_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +254,7 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         self._options = options
         self._count = count
         self._padding = int(config.pad_token_id or 0)
-        self._counts = _batches_per_chunk(options, len(corpus.pairs))
+        self._counts = batches_per_chunk(options, len(corpus.pairs))
         self._chunk: tuple[int, list[tuple[Objective, list[Row]]]] = (-1, [])
 
     def __len__(self) -> int:
@@ -287,12 +299,18 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         self, objective: Objective, number: int, rng: np.random.Generator
     ) -> ReadingExample:
         if rng.random() < self._options.cloze:
-            for _ in range(8):
+            for _ in range(_TRIES):
                 document = int(rng.integers(len(self._corpus.documents)))
                 example = self._corpus.draw_cloze(document, rng)
                 if example is not None:
                     return example
-        return self._corpus.draw(self._nth(objective, number, self._corpus.num_questions), rng)
+        example = self._corpus.draw(self._nth(objective, number, self._corpus.num_questions), rng)
+        for _ in range(_TRIES):
+            if objective != "span" or len(example.places) or not len(example.answer):
+                break
+            # An answer in several parts is no span, nor is there none.
+            example = self._corpus.draw(int(rng.integers(self._corpus.num_questions)), rng)
+        return example
 
     def _pair_rows(self, numbers: range) -> list[Row]:
         """Return both orders of each pair: rows 2i and 2i + 1 belong together."""
@@ -313,19 +331,12 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         return int(order[place])
 
 
-_permutations: dict[tuple[int, int, int, int], NDArray[np.int64]] = {}
-
-
+@lru_cache(maxsize=8)
 def _permutation(seed: int, stream: int, epoch: int, size: int) -> NDArray[np.int64]:
-    key = (seed, stream, epoch, size)
-    if key not in _permutations:
-        if len(_permutations) > 8:
-            _permutations.clear()
-        _permutations[key] = np.random.default_rng(key).permutation(size)
-    return _permutations[key]
+    return np.random.default_rng([seed, stream, epoch, size]).permutation(size)
 
 
-def _batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, int]:
+def batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, int]:
     """Return how many batches of a chunk each objective gets."""
     if options.task != "mixed":
         return {options.task: _CHUNK}
@@ -333,3 +344,8 @@ def _batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, 
     counts: dict[Objective, int] = {"seq2seq": (_CHUNK - paired + 1) // 2}
     counts |= {"mlm": _CHUNK - paired - counts["seq2seq"], "simbert": paired}
     return {objective: count for objective, count in counts.items() if count}
+
+
+def drawn_objectives(options: TrainingOptions, pairs: int) -> tuple[Objective, ...]:
+    """Return the objectives that a run draws batches of: a mixture without pairs has two."""
+    return tuple(batches_per_chunk(options, pairs))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmrc.data import StrPath
-from fastmrc.training.options import TrainingOptions
+from fastmrc.training.options import Objective, TrainingOptions
 
 if TYPE_CHECKING:
     from fastmrc.training.run import TrainingResult
@@ -29,12 +29,13 @@ def write_card(
     base: StrPath,
     data: Sequence[StrPath],
     options: TrainingOptions,
+    objectives: Sequence[Objective],
     result: TrainingResult,
 ) -> None:
     """Write a card with what is known of a run; what only its author knows is asked for."""
     inputs = [
         "- " + _INPUTS[objective].format(slots=options.slots, pooling=options.pooling)
-        for objective in options.objectives
+        for objective in objectives
     ]
     files = dict.fromkeys(os.path.basename(os.fspath(file)) for file in data)
     scores = [f"| {name} | {value:.1f} |" for name, value in result.scores.items()]

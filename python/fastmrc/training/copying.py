@@ -63,7 +63,7 @@ def initialize_copying(
     attention = _last_attention(model, heads)
     size = int(model.config.hidden_size) // int(model.config.num_attention_heads)
     states, tokens = _states(model, codec, documents, np.random.default_rng(seed))
-    into, out, mean = fit_copying(states, _output_rows(model)[tokens], heads * size)
+    into, out, mean = fit_copying(states, _output_rows(model).cpu()[tokens], heads * size)
     # Any rotation of the map's rank gives the same product; a random one gives every head a share
     # of each direction, where the singular vectors would give the first head the largest ones.
     generator = torch.Generator().manual_seed(seed)

@@ -14,15 +14,12 @@ from fastmrc.metrics import Reference, evaluate
 from fastmrc.pretrained import LoadedModel
 from fastmrc.text import TextCodec, join_tokens
 from fastmrc.training.objectives import pooled
-from fastmrc.training.options import Objective, Pooling
+from fastmrc.training.options import Objective, TrainingOptions
 
 if TYPE_CHECKING:
     from fastmrc.readers.base import Reader
 
 __all__ = ["evaluate_model"]
-
-# Windows of long passages share half of their tokens.
-_STRIDE = 128
 
 
 def evaluate_model(
@@ -30,9 +27,9 @@ def evaluate_model(
     objectives: Sequence[Objective],
     questions: Sequence[Question],
     pairs: Sequence[Pair],
-    pooling: Pooling,
+    options: TrainingOptions,
 ) -> dict[str, float]:
-    """Score a model on held-out questions and pairs.
+    """Score a model on held-out questions and pairs, in the lengths that it is trained on.
 
     Returns
     -------
@@ -50,10 +47,10 @@ def evaluate_model(
     main = []
     for objective in objectives:
         if objective == "simbert" and pairs:
-            values["simbert_top1"] = _top1(loaded, pairs, pooling)
+            values["simbert_top1"] = _top1(loaded, pairs, options)
             main.append(values["simbert_top1"])
         elif objective != "simbert" and questions:
-            scores = _read(objective, loaded, questions)
+            scores = _read(objective, loaded, questions, options)
             values |= {f"{objective}_{name}": value for name, value in scores.items()}
             main.append(scores["f1"])
     if main:
@@ -62,10 +59,20 @@ def evaluate_model(
 
 
 def _read(
-    objective: Objective, loaded: LoadedModel, questions: Sequence[Question]
+    objective: Objective,
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    options: TrainingOptions,
 ) -> dict[str, float]:
     reader = _reader_class(objective)(loaded)
-    answers = reader.answer_batch([question.pair for question in questions], stride=_STRIDE)
+    window = options.windows.window_tokens[1]
+    answers = reader.answer_batch(
+        [question.pair for question in questions],
+        max_passage_tokens=window,
+        stride=window // 2,  # windows of long passages share half of their tokens
+        max_question_tokens=options.windows.question_tokens,
+        max_answer_tokens=options.slots if objective == "mlm" else options.answer_tokens,
+    )
     predictions = {q.id: answer.text for q, answer in zip(questions, answers, strict=True)}
     references = {q.id: Reference(q.answers or _answers_of(q)) for q in questions}
     values = evaluate(predictions, references, "cmrc").values
@@ -85,18 +92,20 @@ def _answers_of(question: Question) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def _top1(loaded: LoadedModel, pairs: Sequence[Pair], pooling: Pooling) -> float:
+def _top1(loaded: LoadedModel, pairs: Sequence[Pair], options: TrainingOptions) -> float:
     """Return the percentage of texts whose nearest other text is of the same record."""
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     texts = [text for pair in pairs for text in (pair.text, *pair.synonyms)]
     group = torch.tensor([i for i, pair in enumerate(pairs) for _ in (pair.text, *pair.synonyms)])
-    rows = [join_tokens([codec.cls_id], codec.encode_question(t), [codec.sep_id]) for t in texts]
+    limit = options.windows.question_tokens
+    tokens = [codec.encode_question(text)[:limit] for text in texts]
+    rows = [join_tokens([codec.cls_id], own, [codec.sep_id]) for own in tokens]
     vectors = torch.zeros(len(texts), int(loaded.model.config.hidden_size))
     for batch in by_length([len(row) for row in rows]):
         own = [rows[i] for i in batch]
         inputs = padded_inputs(own, int(loaded.model.config.pad_token_id or 0), loaded.model.device)
         hidden = loaded.model.base_model(**inputs).last_hidden_state
-        vectors[batch] = pooled(hidden, inputs["attention_mask"].sum(dim=1), pooling).cpu()
+        vectors[batch] = pooled(hidden, inputs["attention_mask"].sum(dim=1), options.pooling).cpu()
     scores = vectors @ vectors.T
     nearest = scores.fill_diagonal_(-2).argmax(dim=1)
     return float((group[nearest] == group).float().mean()) * 100

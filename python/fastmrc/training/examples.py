@@ -179,9 +179,11 @@ class Corpus:
         A span of the sentence is replaced by a question word and is the answer.
         """
         document = self.documents[index]
-        sentences = self._sentences_of(index)
+        longest = self._options.window_tokens[1]
+        sentences = [s for s in self._sentences_of(index) if s[1] - s[0] <= longest]
         for _ in range(_TRIES if sentences else 0):
             first, last = sentences[int(rng.integers(len(sentences)))]
+            # Two tokens or more: a single character is seldom an answer.
             length = min(1 + int(rng.geometric(0.35)), _LONGEST_CLOZE_ANSWER, last - first - 2)
             start = int(rng.integers(first, last - length + 1))
             if not _is_phrase(document, start, start + length):
@@ -206,7 +208,7 @@ class Corpus:
         return [i for i in indices if len(self.documents[i].tokens)]
 
     def _ranges(self, document: int, answer: str) -> list[tuple[int, int]]:
-        return list(_token_ranges(self.documents[document], self._codec.normalize(answer)))
+        return _token_ranges(self.documents[document], self._codec.normalize(answer))
 
     def _parts_found(self, question: _Question) -> bool:
         texts = [self.documents[document].text for document in question.documents]
@@ -229,7 +231,7 @@ class Corpus:
                 answer = tokens[inside[0] : inside[1]]
                 return answer, find_tokens(tokens[start:stop], answer)
             if all(self._codec.normalize(part) in window for part in text.split()):
-                answer = self._codec.encode_passages([text])[0].token_ids
+                answer = self._codec.encode_passages([",".join(text.split())])[0].token_ids
                 return answer, find_tokens(tokens[start:stop], answer)
         return _NONE, _NONE
 
@@ -299,16 +301,22 @@ def find_tokens(passage: IntArray, answer: IntArray) -> IntArray:
     return np.flatnonzero((windows == answer).all(axis=1)).astype(np.int32)
 
 
-def _token_ranges(document: Document, answer: str) -> Iterator[tuple[int, int]]:
-    """Yield the token ranges of every occurrence of a text."""
+def _token_ranges(document: Document, answer: str) -> list[tuple[int, int]]:
+    """Return the token ranges of every occurrence of a text: those that are the text if there are
+    any, else those that cover it ("on" in "London")."""
     tokens = document.tokens
+    exact: list[tuple[int, int]] = []
+    covering: list[tuple[int, int]] = []
     at = document.text.find(answer)
     while at >= 0:
+        end = at + len(answer)
         start = int(np.searchsorted(tokens.ends, at, side="right"))
-        stop = int(np.searchsorted(tokens.starts, at + len(answer), side="left"))
+        stop = int(np.searchsorted(tokens.starts, end, side="left"))
         if start < stop:
-            yield start, stop
+            fits = tokens.starts[start] == at and tokens.ends[stop - 1] == end
+            (exact if fits else covering).append((start, stop))
         at = document.text.find(answer, at + 1)
+    return exact or covering
 
 
 def _random_start(length: int, size: int, rng: np.random.Generator) -> int:

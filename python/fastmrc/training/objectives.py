@@ -42,11 +42,7 @@ def batch_loss(
         losses = {"span": _span_loss(model, batch)}
         return losses["span"], {name: loss.detach() for name, loss in losses.items()}
     attends = weights.attention > 0 and len(batch["copy_target"]) > 0
-    inputs = dict(batch["inputs"])
-    if torch.is_autocast_enabled(inputs["attention_mask"].device.type):
-        # A float32 mask would take the whole attention with it.
-        inputs["attention_mask"] = inputs["attention_mask"].bfloat16()
-    output = model.base_model(**inputs, output_attentions=attends)
+    output = model.base_model(**_inputs(batch), output_attentions=attends)
     hidden = output.last_hidden_state
     at = torch.cat([batch["row"], batch["masked_row"]])
     columns = torch.cat([batch["column"], batch["masked_column"]])
@@ -81,6 +77,14 @@ def batch_loss(
     return total, {name: loss.detach() for name, loss in losses.items()}
 
 
+def _inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    inputs = dict(batch["inputs"])
+    if torch.is_autocast_enabled(inputs["attention_mask"].device.type):
+        # A float32 mask would take the whole attention with it.
+        inputs["attention_mask"] = inputs["attention_mask"].bfloat16()
+    return inputs
+
+
 def pooled(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     """Return one vector of length 1 per text, float32 [B, hidden].
 
@@ -102,7 +106,9 @@ def pooled(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> tor
 
 def _passage_loss(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     """Cross-entropy over the tokens that the input holds, [SEP] among them."""
-    input_ids = batch["inputs"]["input_ids"]
+    input_ids = batch["inputs"]["input_ids"].clone()
+    behind = torch.arange(input_ids.shape[1], device=logits.device) >= batch["prefix"][:, None]
+    input_ids[behind] = input_ids[:, :1].expand_as(input_ids)[behind]
     present = torch.zeros((len(input_ids), logits.shape[1]), dtype=torch.bool, device=logits.device)
     present.scatter_(1, input_ids, True)
     allowed = present[batch["row"]]
@@ -121,13 +127,14 @@ def _attention_loss(attention: torch.Tensor, batch: dict[str, Any], heads: int) 
     paid = attention[rows, :heads, queries, column].float()  # [copies, heads]
     mass = torch.zeros((len(batch["label"]), paid.shape[1]), device=paid.device)
     mass = mass.index_add(0, target, paid)[torch.unique(target)]
-    return -mass.clamp_min(_LEAST_ATTENTION).log().mean()
+    return -(mass + _LEAST_ATTENTION).log().mean()
 
 
 def _similarity_loss(hidden: torch.Tensor, batch: dict[str, Any], pooling: Pooling) -> torch.Tensor:
     """Softmax cross-entropy over in-batch cosines x 30: row 2i belongs to row 2i + 1 (SimBERT)."""
     vectors = pooled(hidden, batch["prefix"], pooling)
-    scores = vectors @ vectors.T * _SIMILARITY_SCALE
+    with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has too few digits for this
+        scores = vectors @ vectors.T * _SIMILARITY_SCALE
     scores = scores.masked_fill(
         torch.eye(len(scores), dtype=torch.bool, device=hidden.device), -1e12
     )
@@ -137,7 +144,7 @@ def _similarity_loss(hidden: torch.Tensor, batch: dict[str, Any], pooling: Pooli
 
 def _span_loss(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
     """Mean of the cross-entropies of start and end; [CLS] is both where there is no answer."""
-    output = model(**batch["inputs"])
+    output = model(**_inputs(batch))
     ends = batch["column"].view(-1, 2)
     hidden = ~(batch["inputs"]["attention_mask"][:, 0, 0] == 0)  # padding is no place
     scores = [

@@ -64,7 +64,7 @@ class LossWeights:
     Attributes
     ----------
     passage
-        Cross-entropy over the tokens of the passage and the end token only.
+        Cross-entropy over the tokens of the input (passage, question, special ones) only.
     attention
         Minus the logarithm of the attention that `attention_heads` heads of the last layer pay to
         the tokens to copy.
@@ -82,6 +82,13 @@ class LossWeights:
     masked: float = 0.3
     similarity: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("passage", "attention", "masked", "similarity"):
+            value = getattr(self, name)
+            holds = math.isfinite(value) and value >= 0
+            _require(name, holds, "a finite weight of at least 0", value)
+        _require("attention_heads", self.attention_heads >= 1, "at least 1", self.attention_heads)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -93,8 +100,8 @@ class TrainingOptions:
         ``"seq2seq"``, ``"mlm"``, ``"simbert"``, ``"span"`` (start and end heads, read by
         `fastmrc.SpanReader`) or ``"mixed"``: the first three in turn on one set of weights.
     epochs
-        How often each question is seen, over all objectives together; None: 3, or without end if
-        there is another bound.
+        How often each question is seen, over all objectives together; None: 3 if there is no
+        other bound. The first bound ends the run.
     max_steps
         Bound on the number of batches; None: none.
     max_hours
@@ -119,8 +126,9 @@ class TrainingOptions:
     answer_tokens
         Longest answer of the seq2seq objective, its end token included.
     pooling
-        How the SimBERT objective makes one vector of a text: ``"mean"`` over its tokens, or
-        ``"cls"``.
+        How the SimBERT objective makes one vector of a text: ``"mean"`` over its last hidden
+        states, or ``"cls"``, the first of them. (The original's linear pool has a layer that the
+        masked-LM models of transformers do not keep.)
     normalization
         Of passages, stored with the model; None: the base's own.
     eval_questions
@@ -166,9 +174,13 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None:
                 _require(name, math.isfinite(value) and value > 0, "a number above 0", value)
-        for name in ("warmup", "cloze", "simbert_share"):
+        for name in ("warmup", "cloze", "simbert_share", "dropout", "weight_decay"):
             value = getattr(self, name)
             _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
+        _require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1", self.seed)
+        _require("copy_heads", self.copy_heads >= 0, "at least 0", self.copy_heads)
+        copies = self.copy_heads == 0 or not {"seq2seq", "mlm"}.isdisjoint(self.objectives)
+        _require("copy_heads", copies, f"0 for the task {self.task}", self.copy_heads)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import set_seed
 
 from fastmrc.data import DataIssue, Pair, Question, StrPath, read_training_data
 from fastmrc.encoders.unilm import SUPPORTED_MODEL_TYPES
@@ -26,10 +28,11 @@ from fastmrc.pretrained import (
     load_base,
     max_positions,
     multiplies_bfloat16,
+    quiet_transformers,
 )
 from fastmrc.pretrained import Task as ModelTask
 from fastmrc.text import TextCodec
-from fastmrc.training.batches import TrainingBatches
+from fastmrc.training.batches import TrainingBatches, drawn_objectives
 from fastmrc.training.card import write_card
 from fastmrc.training.copying import initialize_copying
 from fastmrc.training.evaluation import evaluate_model
@@ -37,12 +40,14 @@ from fastmrc.training.examples import Corpus
 from fastmrc.training.options import TrainingOptions
 from fastmrc.training.trainer import ReaderTrainer, last_checkpoint
 
-__all__ = ["DataSummary", "TrainingResult", "train"]
+__all__ = ["DataSummary", "TrainingResult", "is_finished", "train"]
 
 _RUN_FILE = "training.json"
 _LOG_FILE = "training_log.json"
 _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
+# What torch's file writer says of a full disk.
+_WRITER_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
 # Steps of a run that only time bounds.
 _ENDLESS = 10_000_000
 
@@ -127,7 +132,7 @@ def train(
         A file like those of `data`, read at each evaluation; the best checkpoint is kept. Without
         it the last one is.
     device
-        ``"cpu"`` or a CUDA device; by default CUDA where there is one.
+        ``"cpu"`` or ``"cuda"``; by default CUDA where there is one.
     progress
         Whether to print losses, scores and the time left on the standard error.
     on_start
@@ -146,13 +151,16 @@ def train(
     TrainingError
         If the loss is not finite; the message names the step and the questions.
     """
+    _require_accelerate()
     output = Path(output_dir)
     with _locked(output):
-        _check_output(output, _fingerprint(base, data, held_out, options))
+        run = _fingerprint(base, data, held_out, options)
+        _check_output(output, run)
         loaded, initialized = _load(base, options, device)
         codec = TextCodec(loaded.tokenizer, loaded.normalization)
         _check_fit(loaded, codec, options)
         corpus, summary = _read(data, codec, options)
+        held = None if held_out is None else _held_out(held_out, options, summary)
         if on_start is not None:
             on_start(summary, initialized)
         resumed = last_checkpoint(output / _CHECKPOINTS)
@@ -160,12 +168,19 @@ def train(
             initialize_copying(
                 loaded.model, codec, corpus.documents, options.copy_heads, options.seed
             )
-        trainer = _trainer(loaded, codec, corpus, options, held_out, output, progress)
-        with _disk_errors(output):
+        _claim(output, run)
+        trainer = _trainer(loaded, codec, corpus, options, held, output, progress)
+        with _disk_errors(output), quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         result = _result(trainer, summary, initialized)
         _save(output, loaded, trainer, options, base, data, result)
     return result
+
+
+def _require_accelerate() -> None:
+    # Without it transformers says so late and at length.
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("train needs the package accelerate: pip install 'fastmrc[train]'")
 
 
 def _load(
@@ -173,6 +188,11 @@ def _load(
 ) -> tuple[LoadedModel, tuple[str, ...]]:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise InputError(
+            f"device: expected cpu or cuda, got {device!r}; choose a GPU by CUDA_VISIBLE_DEVICES"
+        )
+    set_seed(options.seed)  # for weights that begin at random
     task: ModelTask = "question-answering" if options.task == "span" else "masked-LM"
     path = base if isinstance(base, str) else Path(base)  # a plain string may be a hub id
     loaded, initialized = load_base(path, task=task, device=device)
@@ -192,6 +212,8 @@ def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) 
             f"base: expected a model of type {', '.join(SUPPORTED_MODEL_TYPES)}, got "
             f"{config.model_type!r}"
         )
+    if getattr(config, "is_decoder", False):
+        raise UnsupportedModelError("base: expected an encoder, got is_decoder=True")
     if "mlm" in options.objectives and codec.mask_id is None:
         raise UnsupportedModelError("base: expected a tokenizer with a [MASK] token, got none")
     passage, question = options.windows.window_tokens[1], options.windows.question_tokens
@@ -206,7 +228,7 @@ def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) 
     if most is not None and longest > most:
         raise InputError(
             f"window_tokens: expected inputs of at most {most} tokens, the positions of the model, "
-            f"got up to {longest}"
+            f"got up to {longest} with question_tokens, answer_tokens or slots"
         )
 
 
@@ -240,7 +262,7 @@ def _trainer(
     codec: TextCodec,
     corpus: Corpus,
     options: TrainingOptions,
-    held_out: StrPath | None,
+    held: tuple[list[Question], list[Pair]] | None,
     output: Path,
     progress: bool,
 ) -> ReaderTrainer:
@@ -251,33 +273,39 @@ def _trainer(
     if bfloat16 is None:
         bfloat16 = multiplies_bfloat16(loaded.model.device)
     score = None
-    if held_out is not None:
-        questions, pairs = _held_out(held_out, options)
+    if held is not None:
+        questions, pairs = held
+        objectives = drawn_objectives(options, len(corpus.pairs))
 
         def score() -> dict[str, float]:
-            return evaluate_model(loaded, options.objectives, questions, pairs, options.pooling)
+            return evaluate_model(loaded, objectives, questions, pairs, options)
 
     return ReaderTrainer(
         loaded.model, options, batches, output / _CHECKPOINTS, score, bfloat16, progress
     )
 
 
-def _held_out(path: StrPath, options: TrainingOptions) -> tuple[list[Question], list[Pair]]:
-    records = list(read_training_data(path))
+def _held_out(
+    path: StrPath, options: TrainingOptions, summary: DataSummary
+) -> tuple[list[Question], list[Pair]]:
+    records = list(read_training_data(path, on_error=summary.issues.append))
     questions = [record for record in records if isinstance(record, Question)]
     pairs = [record for record in records if isinstance(record, Pair)]
     if not (pairs if options.task == "simbert" else questions):
         raise InputError(f"held_out: expected something to read for the task, got none in {path}")
-    return questions[: options.eval_questions], pairs
+    return questions[: options.eval_questions], pairs[: options.eval_questions]
 
 
 def _num_steps(options: TrainingOptions, corpus: Corpus) -> int:
-    if options.max_steps is not None:
-        return options.max_steps
-    if options.max_hours is not None and options.epochs is None:
-        return _ENDLESS
-    examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
-    return max(1, round((options.epochs or 3.0) * examples / options.batch_size))
+    """Return the number of batches that the bounds other than time allow."""
+    bounds = [] if options.max_steps is None else [options.max_steps]
+    epochs = options.epochs
+    if epochs is None and not bounds and options.max_hours is None:
+        epochs = 3.0
+    if epochs is not None:
+        examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
+        bounds.append(max(1, round(epochs * examples / options.batch_size)))
+    return min(bounds, default=_ENDLESS)
 
 
 # --- the output directory ----------------------------------------------------------------------
@@ -290,10 +318,12 @@ def _locked(output: Path) -> Iterator[None]:
     with open(output / _LOCK, "w", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"output_dir: another run is writing to '{output}'") from None
-        yield
-    (output / _LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (output / _LOCK).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -303,7 +333,8 @@ def _disk_errors(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch reports a full disk as RuntimeError of its file writer.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        written = any(name in str(error) for name in _WRITER_ERRORS)
+        if isinstance(error, RuntimeError) and not written:
             raise
         last = last_checkpoint(output / _CHECKPOINTS)
         kept = "there is no checkpoint yet" if last is None else f"{last.name} is kept"
@@ -319,11 +350,11 @@ def _fingerprint(
     """Return what a run must have in common with the one that it resumes: not its bounds."""
     bounds = ("epochs", "max_steps", "max_hours")
     settings = {name: value for name, value in asdict(options).items() if name not in bounds}
-    files = [*data, *([] if held_out is None else [held_out])]
     return {
-        "base": os.fspath(base),
+        "base": os.path.basename(os.path.normpath(os.fspath(base))),
         "options": json.loads(json.dumps(settings)),  # lists for tuples, as they are read back
-        "data": {os.fspath(path): _digest(path) for path in files},
+        "data": [_digest(path) for path in data],
+        "held_out": None if held_out is None else _digest(held_out),
     }
 
 
@@ -332,27 +363,39 @@ def _digest(path: StrPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_finished(output: Path) -> bool:
+    """Return whether a directory holds what a whole run has written."""
+    return (output / _RUN_FILE).is_file() and not (output / _CHECKPOINTS).exists()
+
+
 def _check_output(output: Path, run: dict[str, Any]) -> None:
     """Accept a new directory, or one of an interrupted run with the same arguments."""
+    if is_finished(output):
+        raise InputError(f"output_dir: '{output}' holds a finished run; choose another")
     path = output / _RUN_FILE
-    if path.is_file():
+    if not path.is_file():
+        ours = (_LOCK, _CHECKPOINTS)
+        others = sorted(entry.name for entry in output.iterdir() if entry.name not in ours)
+        if others:
+            raise InputError(
+                f"output_dir: expected a new or empty directory, got '{output}' with {others[0]}"
+            )
+    elif last_checkpoint(output / _CHECKPOINTS) is not None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        if not (output / _CHECKPOINTS).is_dir():
-            raise InputError(f"output_dir: '{output}' holds a finished run; choose another")
         changed = [key for key in run if earlier.get(key) != run[key]]
         if changed:
             raise InputError(
                 f"output_dir: '{output}' holds an interrupted run with other {', '.join(changed)}; "
                 "give the same to go on, or choose another directory"
             )
-        return
-    others = sorted(entry.name for entry in output.iterdir() if entry.name != _LOCK)
-    if others:
-        raise InputError(
-            f"output_dir: expected a new or empty directory, got '{output}' with {others[0]}"
-        )
-    (output / _CHECKPOINTS).mkdir()
-    write_json(path, run)
+
+
+def _claim(output: Path, run: dict[str, Any]) -> None:
+    """Make the directory that of this run, now that nothing but the training is to come."""
+    (output / _CHECKPOINTS).mkdir(exist_ok=True)
+    partial = output / (_RUN_FILE + ".part")
+    write_json(partial, run)
+    partial.replace(output / _RUN_FILE)
 
 
 def _result(
@@ -387,11 +430,14 @@ def _save(
     result: TrainingResult,
 ) -> None:
     """Write the model; the checkpoints go when everything else is on the disk."""
-    with _disk_errors(output):
+    with _disk_errors(output), quiet_transformers():
         loaded.model.save_pretrained(output)
         loaded.tokenizer.save_pretrained(output)
         settings = {"normalization": loaded.normalization, "pooling": options.pooling}
         write_json(output / SETTINGS_FILE, settings)
         write_json(output / _LOG_FILE, trainer.state.log_history)
-        write_card(output / "README.md", base, data, options, result)
-    shutil.rmtree(output / _CHECKPOINTS)
+        objectives = drawn_objectives(options, result.data.pairs)
+        write_card(output / "README.md", base, data, options, objectives, result)
+    done = output / (_CHECKPOINTS + ".done")
+    (output / _CHECKPOINTS).rename(done)  # from here on the run is finished
+    shutil.rmtree(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -43,13 +44,17 @@ class Schedule:
         self.spent = 0.0
         self._now = time.monotonic()
 
-    def __call__(self, step: int) -> float:
+    def tick(self) -> None:
+        """Count the time since the last call."""
         now = time.monotonic()
         self.spent += now - self._now
         self._now = now
+
+    def __call__(self, step: int) -> float:
+        self.tick()
         done = self.progress(step)
         if done < self.warmup:
-            return (done + 1 / self.steps) / self.warmup if self.warmup else 1.0
+            return min(1.0, (done + 1 / self.steps) / self.warmup)
         return max(0.0, (1 - done) / (1 - self.warmup)) if self.warmup < 1 else 1.0
 
     def progress(self, step: int) -> float:
@@ -98,31 +103,34 @@ class ReaderTrainer(Trainer):
         self._bfloat16 = bfloat16
         self._parts: dict[str, list[torch.Tensor]] = {}
         evaluates = score is not None
+        args = TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=len(batches),
+            per_device_train_batch_size=1,  # an item is a batch already
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            optim="adamw_torch_fused",
+            seed=options.seed,
+            use_cpu=model.device.type == "cpu",
+            logging_steps=min(50, options.eval_steps),
+            save_strategy="steps",
+            save_steps=options.eval_steps,
+            save_total_limit=2,
+            eval_strategy="steps" if evaluates else "no",
+            eval_steps=options.eval_steps,
+            load_best_model_at_end=evaluates,
+            metric_for_best_model="score" if evaluates else None,
+            greater_is_better=True if evaluates else None,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=model.device.type != "cpu",
+        )
+        # Only now does n_gpu count; more than one and the Trainer would spread a batch over them.
+        args._n_gpu = min(1, args.n_gpu)
         super().__init__(
             model=model,
-            args=TrainingArguments(
-                output_dir=str(output_dir),
-                max_steps=len(batches),
-                per_device_train_batch_size=1,  # an item is a batch already
-                learning_rate=options.learning_rate,
-                weight_decay=options.weight_decay,
-                optim="adamw_torch_fused",
-                seed=options.seed,
-                use_cpu=model.device.type == "cpu",
-                logging_steps=min(50, options.eval_steps),
-                save_strategy="steps",
-                save_steps=options.eval_steps,
-                save_total_limit=2,
-                eval_strategy="steps" if evaluates else "no",
-                eval_steps=options.eval_steps,
-                load_best_model_at_end=evaluates,
-                metric_for_best_model="score" if evaluates else None,
-                greater_is_better=True if evaluates else None,
-                remove_unused_columns=False,
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=model.device.type != "cpu",
-            ),
+            args=args,
             data_collator=lambda items: items[0],
             train_dataset=batches,
             eval_dataset=batches if evaluates else None,  # only asked whether there is one
@@ -173,6 +181,7 @@ class ReaderTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self._score is not None
         scores = {f"eval_{name}": value for name, value in self._score().items()}
+        self.schedule.tick()
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, scores
@@ -190,7 +199,7 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if self._schedule.progress(state.global_step) >= 1:
             control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
         elif time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
             control.should_save = True
         return control
@@ -227,8 +236,14 @@ class _Report(TrainerCallback):
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint; one that a kill cut short has no trainer state."""
-    found = [
-        path for path in directory.glob("checkpoint-*") if (path / "trainer_state.json").is_file()
-    ]
+    """Return the newest complete checkpoint: its trainer state is written last."""
+    found = [path for path in directory.glob("checkpoint-*") if _is_complete(path)]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -13,6 +13,8 @@ SQuAD
     ``{"id", "question", "answers": [{"text"}]}``. The file is held in memory; each question gets
     its paragraph as its only passage.
 
+Training data may also hold pairs, ``{"text", "synonyms": [...]}``, in JSON lines or an array.
+
 A record that cannot be used is reported with its place, and the others are still read.
 """
 
@@ -40,6 +42,7 @@ __all__ = [
     "StrPath",
     "check_text",
     "decode_utf8",
+    "json_passage",
     "keyed_lines",
     "read_passages",
     "read_questions",
@@ -609,18 +612,16 @@ def _passage_lines(shown: str, as_json: bool, lines: Iterable[bytes]) -> list[st
             text = decode_utf8(raw).strip("\r\n")
             if not passages and not as_json:
                 as_json = isinstance(_try_json(raw), str | dict)
-            passages.append(_json_passage(text) if as_json else text)
+            passages.append(json_passage(text) if as_json else text)
         except InputError as error:
             hint = " (the file is read as JSON lines, as its first line is)" if passages else ""
             raise InputError(f"{shown}:{number}: {error}{hint if as_json else ''}") from None
     return passages
 
 
-def _json_passage(text: str) -> str:
+def json_passage(text: str) -> str:
+    """Return the passage of a JSON line: a string, or an object with ``"passage"``."""
     value = _loads(text)
     if isinstance(value, dict):
         value = _required(value, "passage")
     return _string("passage", value)
-
-
-# --- predictions -------------------------------------------------------------------------------

@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.model_files import write_weights
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dequantize_rows", "load_int8_weights", "quantize_rows", "save_int8_weights"]
+__all__ = [
+    "SCALE_SUFFIX",
+    "dequantize_rows",
+    "load_int8_weights",
+    "quantize_rows",
+    "save_int8_weights",
+]
 
-_SCALE_SUFFIX = ".scale"
+SCALE_SUFFIX = ".scale"
 _LEVELS = 127
 
 
@@ -76,19 +83,16 @@ def save_int8_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     InputError
         If a 2-D weight holds NaN or infinity; the message names it.
     """
-    from safetensors.torch import save
-
     stored: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         if weight.ndim != 2 or not weight.is_floating_point():
             stored[name] = weight.contiguous()
             continue
         try:
-            stored[name], stored[name + _SCALE_SUFFIX] = quantize_rows(weight)
+            stored[name], stored[name + SCALE_SUFFIX] = quantize_rows(weight)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    # Not save_file, which leaves the file readable by its owner only.
-    path.write_bytes(save(stored, metadata={"format": "pt"}))
+    write_weights(path, stored)
 
 
 def load_int8_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -106,7 +110,7 @@ def load_int8_weights(path: Path) -> dict[str, torch.Tensor]:
     quantized = [name for name, tensor in stored.items() if tensor.dtype == torch.int8]
     for name in quantized:
         levels = stored[name]
-        scale = stored.pop(name + _SCALE_SUFFIX, None)
+        scale = stored.pop(name + SCALE_SUFFIX, None)
         if scale is None or levels.ndim != 2 or scale.shape != levels.shape[:1]:
             got = "none" if scale is None else f"shape {list(scale.shape)}"
             raise UnsupportedModelError(

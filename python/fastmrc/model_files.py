@@ -9,10 +9,21 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastmrc.errors import InputError
 
-__all__ = ["check_new_directory", "copy_config", "copy_tokenizer", "new_directory", "write_json"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "check_new_directory",
+    "copy_config",
+    "copy_tokenizer",
+    "new_directory",
+    "write_json",
+    "write_weights",
+]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
@@ -37,6 +48,14 @@ def copy_tokenizer(source: Path, output: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a value in lines that people can read."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file as transformers reads it."""
+    from safetensors.torch import save
+
+    # Not save_file, which leaves the file readable by its owner only.
+    path.write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def check_new_directory(output: Path) -> None:

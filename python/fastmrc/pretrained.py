@@ -27,12 +27,14 @@ __all__ = [
     "LoadedModel",
     "Normalization",
     "Task",
+    "first_position",
     "load_base",
     "load_model",
     "max_positions",
     "multiplies_bfloat16",
     "packaged_model_path",
     "quiet_transformers",
+    "weight_files",
 ]
 
 Normalization = Literal["none", "original"]
@@ -152,7 +154,8 @@ def load_model(
     -----
     A directory may hold a file ``fastmrc.json`` with the keys ``format`` (``"int8-per-row"``, see
     `fastmrc.int8`; without it the weights are read as transformers wrote them) and
-    ``normalization`` (``"none"``, the default, or ``"original"``).
+    ``normalization`` (``"none"``, the default, or ``"original"``). Training also writes
+    ``pooling``, which no reader needs.
     """
     import torch
 
@@ -245,6 +248,12 @@ def max_positions(config: PreTrainedConfig) -> int | None:
         return None
     after_padding = config.model_type in _POSITIONS_AFTER_PADDING
     return int(positions) - (config.pad_token_id + 1 if after_padding else 0)
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Return the index of the first token's position: 0, or what padding leaves (RoBERTa)."""
+    positions = max_positions(config)
+    return 0 if positions is None else int(config.max_position_embeddings) - positions
 
 
 def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -395,7 +404,7 @@ def _check_weight_files(directory: Path, source: str) -> None:
     """Open every safetensors file, which compares its header with its length."""
     from safetensors import SafetensorError, safe_open
 
-    for name in _weight_files(directory, source):
+    for name in weight_files(directory, source):
         path = directory / name
         if not path.is_file():
             raise UnsupportedModelError(f"{source}: {name} is named in {_SHARDS_FILE} but missing")
@@ -408,7 +417,14 @@ def _check_weight_files(directory: Path, source: str) -> None:
             ) from error
 
 
-def _weight_files(directory: Path, source: str) -> list[str]:
+def weight_files(directory: Path, source: str) -> list[str]:
+    """Return the names of a model's files of weights, one or several shards.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there are none in safetensors; the message begins with `source`.
+    """
     if (directory / _WEIGHTS_FILE).is_file():
         return [_WEIGHTS_FILE]
     if (directory / _SHARDS_FILE).is_file():

@@ -15,11 +15,19 @@ from numpy.typing import NDArray
 from fastmrc.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     from fastmrc.pretrained import Normalization
 
-__all__ = ["PairLayout", "TextCodec", "TokenizedText", "join_tokens", "window_starts"]
+__all__ = [
+    "PairLayout",
+    "TextCodec",
+    "TokenizedText",
+    "join_tokens",
+    "plain_backend",
+    "window_starts",
+]
 
 # The original's passage normalization; one character for one, so that offsets stay right.
 _ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
@@ -108,11 +116,7 @@ class TextCodec:
     """  # noqa: RUF002
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, normalization: Normalization) -> None:
-        from tokenizers import Tokenizer
-
-        backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
+        backend: Any = plain_backend(tokenizer)
         backend.encode_special_tokens = True  # "[SEP]" in a passage must not end it
         self._backend = backend
         self._normalize = normalization == "original"
@@ -173,6 +177,16 @@ class TextCodec:
         except TypeError as error:  # a lone surrogate has no UTF-8 form
             raise InputError(f"{name}: expected text that UTF-8 can encode") from error
         return [_tokenized(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """Return a copy of a tokenizer's backend, without padding and truncation."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _tokenized(text: str, encoding: Any) -> TokenizedText:

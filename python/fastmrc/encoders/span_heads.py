@@ -25,9 +25,8 @@ class SpanEncoder:
     ----------
     model
         ``...ForQuestionAnswering`` of transformers in evaluation mode.
-    input_names
-        What the model's tokenizer says that it gives: with ``"token_type_ids"`` the model is told
-        question and passage apart by them.
+    with_types
+        Whether the model is told question and passage apart by token types.
     sample
         Token ids and token types of a short input, to try the model with.
 
@@ -40,12 +39,12 @@ class SpanEncoder:
     def __init__(
         self,
         model: PreTrainedModel,
-        input_names: Sequence[str],
+        with_types: bool,
         sample: tuple[NDArray[np.int32], NDArray[np.int32]],
     ) -> None:
         self._model = model
         self._pad_id = int(model.config.pad_token_id or 0)
-        self._with_types = "token_type_ids" in input_names
+        self._with_types = with_types
         self._check(*sample)
 
     @torch.inference_mode()

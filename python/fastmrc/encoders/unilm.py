@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastmrc.encoders.batches import by_length, padded
 from fastmrc.errors import InputError, UnsupportedModelError
-from fastmrc.pretrained import max_positions
+from fastmrc.pretrained import first_position, max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +92,7 @@ class UniLMEncoder:
         self.pad_id = int(config.pad_token_id or 0)
         self.vocabulary_size = int(config.vocab_size)
         self.max_positions = max_positions(config) or 0
-        self._first_position = int(config.max_position_embeddings) - self.max_positions
+        self._first_position = first_position(config)
 
     @property
     def device(self) -> torch.device:

@@ -32,7 +32,7 @@ class SpanReader(SpanHeadReader):
         super().__init__(loaded)
         texts = (self._codec.encode_question(text) for text in ("0", "0 0"))
         sample = self._layout.join(*texts)
-        self._encoder = SpanEncoder(loaded.model, loaded.tokenizer.model_input_names, sample)
+        self._encoder = SpanEncoder(loaded.model, self._codec.gives_token_types, sample)
 
     def _best_spans(
         self, windows: Sequence[Window], k: int, max_length: int, progress: bool

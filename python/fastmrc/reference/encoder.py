@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmrc.errors import InputError, UnsupportedModelError
-from fastmrc.pretrained import max_positions
+from fastmrc.pretrained import first_position, max_positions
 from fastmrc.reference._checks import require_int, token_lists
 from fastmrc.reference.beam_search import NextLogits
 
@@ -62,7 +62,7 @@ class ReencodingEncoder:
         self._batch_rows = require_int("batch_rows", batch_rows, 1)
         self._answer_type = 1 if getattr(config, "type_vocab_size", 1) > 1 else 0
         self._longest = max_positions(config) or 0
-        self._first_position = config.max_position_embeddings - self._longest
+        self._first_position = first_position(config)
 
     def next_logits_for(self, rows: Iterable[Iterable[SupportsIndex]]) -> NextLogits:
         """Return the `next_logits` of `fastmrc.reference.beam_search` for one question.

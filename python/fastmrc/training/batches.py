@@ -6,7 +6,7 @@ A run that resumes at batch n therefore sees what an uninterrupted one sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmrc.pretrained import max_positions
+from fastmrc.pretrained import first_position
 from fastmrc.text import TextCodec, join_tokens
 from fastmrc.training.examples import Corpus, ReadingExample
 from fastmrc.training.options import Objective, TrainingOptions
@@ -69,7 +69,7 @@ class Row:
     prefix: int
     columns: IntArray
     labels: IntArray
-    copies: IntArray
+    copies: IntArray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     masked: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     originals: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
 
@@ -79,17 +79,11 @@ def seq2seq_row(example: ReadingExample, codec: TextCodec, answer_tokens: int) -
     cls, sep = [codec.cls_id], [codec.sep_id]
     prefix = join_tokens(cls, example.passage, sep, example.question, sep)
     labels = join_tokens(example.answer, sep)[:answer_tokens]
-    columns = np.arange(len(labels), dtype=np.int32) + len(prefix) - 1
-    return Row(
-        example.id,
-        join_tokens(prefix, labels[:-1]),
-        np.repeat(np.array([0, 1], np.int32), [len(prefix), len(labels) - 1]),
-        len(prefix),
-        columns,
-        labels,
-        _copies(example, labels, 1),
-        example.masked + 1,
-        example.originals,
+    return replace(
+        _unilm_row(example.id, prefix, labels),
+        copies=_copies(example, labels, 1),
+        masked=example.masked + 1,
+        originals=example.originals,
     )
 
 
@@ -125,30 +119,31 @@ def span_row(example: ReadingExample, codec: TextCodec) -> Row:
     if len(example.places):
         first = start + int(example.places[0])
         ends = [first, first + len(example.answer) - 1]
-    none = np.zeros(0, np.int32)
     return Row(
         example.id,
         input_ids,
         token_types,
         len(input_ids),
         np.array(ends, np.int32),
-        none,
-        none.reshape(0, 2),
+        np.zeros(0, np.int32),
     )
 
 
 def pair_row(first: IntArray, second: IntArray, name: str, codec: TextCodec) -> Row:
     """``[CLS] a [SEP] b [SEP]``: SimBERT's input, with `b` and its end as targets."""
-    prefix = join_tokens([codec.cls_id], first, [codec.sep_id])
-    labels = join_tokens(second, [codec.sep_id])
+    sep = [codec.sep_id]
+    return _unilm_row(name, join_tokens([codec.cls_id], first, sep), join_tokens(second, sep))
+
+
+def _unilm_row(name: str, prefix: IntArray, labels: IntArray) -> Row:
+    """Each target is read at the token before it; the last one is no input."""
     return Row(
         name,
-        join_tokens(prefix, second),
-        np.repeat(np.array([0, 1], np.int32), [len(prefix), len(second)]),
+        join_tokens(prefix, labels[:-1]),
+        np.repeat(np.array([0, 1], np.int32), [len(prefix), len(labels) - 1]),
         len(prefix),
         np.arange(len(labels), dtype=np.int32) + len(prefix) - 1,
         labels,
-        np.zeros((0, 2), np.int32),
     )
 
 
@@ -189,7 +184,7 @@ def collate(rows: Sequence[Row], config: PreTrainedConfig, padding: int) -> dict
         sees[b, answer, answer] = np.tri(end - row.prefix, dtype=bool)
     if getattr(config, "type_vocab_size", 1) < 2:
         token_types[:] = 0
-    positions = np.arange(length) + _first_position(config)
+    positions = np.arange(length) + first_position(config)
     mask = np.where(sees, np.float32(0), np.finfo(np.float32).min)[:, None]
     inputs = {
         "input_ids": input_ids,
@@ -218,11 +213,6 @@ def collate(rows: Sequence[Row], config: PreTrainedConfig, padding: int) -> dict
     batch["inputs"] = {name: torch.from_numpy(array) for name, array in inputs.items()}
     batch["ids"] = [row.id for row in rows]
     return batch
-
-
-def _first_position(config: PreTrainedConfig) -> int:
-    positions = max_positions(config)
-    return 0 if positions is None else int(config.max_position_embeddings) - positions
 
 
 class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):

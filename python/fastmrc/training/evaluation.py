@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
@@ -12,14 +12,21 @@ from fastmrc.data import Pair, Question
 from fastmrc.encoders.batches import by_length, padded_inputs
 from fastmrc.metrics import Reference, evaluate
 from fastmrc.pretrained import LoadedModel
+from fastmrc.readers.base import Reader
+from fastmrc.readers.mlm import MLMReader
+from fastmrc.readers.seq2seq import Seq2SeqReader
+from fastmrc.readers.span import SpanReader
 from fastmrc.text import TextCodec, join_tokens
 from fastmrc.training.objectives import pooled
 from fastmrc.training.options import Objective, TrainingOptions
 
-if TYPE_CHECKING:
-    from fastmrc.readers.base import Reader
-
 __all__ = ["evaluate_model"]
+
+_READERS: dict[Objective, type[Reader]] = {
+    "seq2seq": Seq2SeqReader,
+    "mlm": MLMReader,
+    "span": SpanReader,
+}
 
 
 def evaluate_model(
@@ -64,7 +71,7 @@ def _read(
     questions: Sequence[Question],
     options: TrainingOptions,
 ) -> dict[str, float]:
-    reader = _reader_class(objective)(loaded)
+    reader = _READERS[objective](loaded)
     window = options.windows.window_tokens[1]
     answers = reader.answer_batch(
         [question.pair for question in questions],
@@ -77,13 +84,6 @@ def _read(
     references = {q.id: Reference(q.answers or _answers_of(q)) for q in questions}
     values = evaluate(predictions, references, "cmrc").values
     return {name: 100 * value for name, value in values.items()}
-
-
-def _reader_class(objective: Objective) -> type[Reader]:
-    import fastmrc
-
-    name = {"seq2seq": "Seq2SeqReader", "mlm": "MLMReader", "span": "SpanReader"}[objective]
-    return cast("type[Reader]", getattr(fastmrc, name))
 
 
 def _answers_of(question: Question) -> tuple[str, ...]:

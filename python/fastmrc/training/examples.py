@@ -111,7 +111,7 @@ class Corpus:
         self._question_words = [
             codec.encode_question(word) for word in options.cloze_question_words
         ]
-        self._sentences: list[list[tuple[int, int]]] = []
+        self._sentences: dict[int, list[tuple[int, int]]] = {}  # by document, once asked for
 
     @property
     def num_questions(self) -> int:
@@ -203,7 +203,6 @@ class Corpus:
         for text, tokens in zip(new, self._codec.encode_passages(new), strict=True):
             self._document_of[text] = len(self.documents)
             self.documents.append(Document(self._codec.normalize(text), tokens))
-            self._sentences.append([])
         indices = dict.fromkeys(self._document_of[text] for text in texts)
         return [i for i in indices if len(self.documents[i].tokens)]
 
@@ -250,7 +249,7 @@ class Corpus:
         return int(rng.integers(least, most + 1))
 
     def _sentences_of(self, index: int) -> list[tuple[int, int]]:
-        if not self._sentences[index]:
+        if index not in self._sentences:
             self._sentences[index] = list(_sentences(self.documents[index]))
         return self._sentences[index]
 

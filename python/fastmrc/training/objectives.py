@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_loss", "pooled"]
 
-Losses = dict[str, torch.Tensor]
-
 # SimBERT multiplies cosines by this before the softmax.
 _SIMILARITY_SCALE = 30.0
 _LEAST_ATTENTION = 1e-6
@@ -24,7 +22,7 @@ _LEAST_ATTENTION = 1e-6
 
 def batch_loss(
     model: PreTrainedModel, batch: dict[str, Any], weights: LossWeights, pooling: Pooling
-) -> tuple[torch.Tensor, Losses]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss to minimise and its parts, without their weights, detached.
 
     Parameters
@@ -39,8 +37,17 @@ def batch_loss(
         For the SimBERT objective.
     """
     if batch["objective"] == "span":
-        losses = {"span": _span_loss(model, batch)}
-        return losses["span"], {name: loss.detach() for name, loss in losses.items()}
+        parts = {"span": (1.0, _span_loss(model, batch))}
+    else:
+        parts = _token_losses(model, batch, weights, pooling)
+    total = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
+    return total, {name: loss.detach() for name, (_, loss) in parts.items()}
+
+
+def _token_losses(
+    model: PreTrainedModel, batch: dict[str, Any], weights: LossWeights, pooling: Pooling
+) -> dict[str, tuple[float, torch.Tensor]]:
+    """Return weight and loss of each part of an objective that predicts tokens."""
     attends = weights.attention > 0 and len(batch["copy_target"]) > 0
     output = model.base_model(**_inputs(batch), output_attentions=attends)
     hidden = output.last_hidden_state
@@ -49,32 +56,19 @@ def batch_loss(
     logits = hidden[at, columns]
     for module in head_modules(model):
         logits = module(logits)
-    logits = logits.float()
-    targets = logits[: len(batch["label"])]
-    losses = {"token": functional.cross_entropy(targets, batch["label"])}
-    total = losses["token"]
-
-    def add(name: str, weight: float, loss: torch.Tensor) -> None:
-        nonlocal total
-        losses[name] = loss
-        total = total + weight * loss
-
+    targets, masked = logits.float().tensor_split([len(batch["label"])])
+    parts = {"token": (1.0, functional.cross_entropy(targets, batch["label"]))}
     if batch["objective"] == "simbert":
         if weights.similarity > 0:
-            add("similarity", weights.similarity, _similarity_loss(hidden, batch, pooling))
+            parts["similarity"] = weights.similarity, _similarity_loss(hidden, batch, pooling)
     elif weights.passage > 0:
-        add("passage", weights.passage, _passage_loss(targets, batch))
+        parts["passage"] = weights.passage, _passage_loss(targets, batch)
     if attends:
-        attention = output.attentions[-1]
-        add(
-            "attention",
-            weights.attention,
-            _attention_loss(attention, batch, weights.attention_heads),
-        )
-    if weights.masked > 0 and len(batch["masked_label"]):
-        predicted = logits[len(batch["label"]) :]
-        add("masked", weights.masked, functional.cross_entropy(predicted, batch["masked_label"]))
-    return total, {name: loss.detach() for name, loss in losses.items()}
+        attention = output.attentions[-1][:, : weights.attention_heads]
+        parts["attention"] = weights.attention, _attention_loss(attention, batch)
+    if weights.masked > 0 and len(masked):
+        parts["masked"] = weights.masked, functional.cross_entropy(masked, batch["masked_label"])
+    return parts
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -106,25 +100,25 @@ def pooled(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> tor
 
 def _passage_loss(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     """Cross-entropy over the tokens that the input holds, [SEP] among them."""
-    input_ids = batch["inputs"]["input_ids"].clone()
-    behind = torch.arange(input_ids.shape[1], device=logits.device) >= batch["prefix"][:, None]
-    input_ids[behind] = input_ids[:, :1].expand_as(input_ids)[behind]
+    input_ids = batch["inputs"]["input_ids"]
+    columns = torch.arange(input_ids.shape[1], device=logits.device)
+    rows, inside = (columns < batch["prefix"][:, None]).nonzero(as_tuple=True)
     present = torch.zeros((len(input_ids), logits.shape[1]), dtype=torch.bool, device=logits.device)
-    present.scatter_(1, input_ids, True)
+    present[rows, input_ids[rows, inside]] = True
     allowed = present[batch["row"]]
     allowed[torch.arange(len(allowed), device=logits.device), batch["label"]] = True
     return functional.cross_entropy(logits.masked_fill(~allowed, -torch.inf), batch["label"])
 
 
-def _attention_loss(attention: torch.Tensor, batch: dict[str, Any], heads: int) -> torch.Tensor:
+def _attention_loss(attention: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     """Minus the logarithm of the attention to the places of the token to copy.
 
     attention [B, heads, T, T]; each target's mass is summed over its places and averaged over the
-    copying heads.
+    heads.
     """
     target, column = batch["copy_target"], batch["copy_column"]
     rows, queries = batch["row"][target], batch["column"][target]
-    paid = attention[rows, :heads, queries, column].float()  # [copies, heads]
+    paid = attention[rows, :, queries, column].float()  # [copies, heads]
     mass = torch.zeros((len(batch["label"]), paid.shape[1]), device=paid.device)
     mass = mass.index_add(0, target, paid)[torch.unique(target)]
     return -(mass + _LEAST_ATTENTION).log().mean()
@@ -146,7 +140,7 @@ def _span_loss(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
     """Mean of the cross-entropies of start and end; [CLS] is both where there is no answer."""
     output = model(**_inputs(batch))
     ends = batch["column"].view(-1, 2)
-    hidden = ~(batch["inputs"]["attention_mask"][:, 0, 0] == 0)  # padding is no place
+    hidden = batch["inputs"]["attention_mask"][:, 0, 0] != 0  # padding is no place
     scores = [
         logits.float().masked_fill(hidden, -torch.inf)
         for logits in (output.start_logits, output.end_logits)

@@ -18,8 +18,8 @@ from fastmrc.data import (
     Pair,
     Question,
     StrPath,
-    check_text,
     decode_utf8,
+    json_passage,
     read_training_data,
 )
 from fastmrc.errors import InputError
@@ -226,17 +226,6 @@ def _lines(path: StrPath, as_json: bool, on_error: OnError) -> Iterator[str]:
                 continue
             try:
                 text = decode_utf8(content).strip("\r\n")
-                yield _passage(text) if as_json else text
+                yield json_passage(text) if as_json else text
             except InputError as error:
                 on_error(DataIssue(str(path), number, str(error)))
-
-
-def _passage(line: str) -> str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from None
-    text = value.get("passage") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise InputError("expected a JSON string, or an object with the key 'passage'")
-    return check_text("passage", text)

@@ -10,14 +10,14 @@ from typing import Any, Literal, get_args
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError
 from fastmrc.model_files import check_new_directory, new_directory
-from fastmrc.pretrained import load_model
+from fastmrc.pretrained import load_model, weight_files
 from fastmrc.vocabulary.checking import check_corpus, check_result, load_result
 from fastmrc.vocabulary.corpus import CorpusCount, OnError, cut_corpus
 from fastmrc.vocabulary.reachability import unreachable_tokens
 from fastmrc.vocabulary.reasons import Reason
 from fastmrc.vocabulary.selection import needed_tokens, required_ids, select_tokens
 from fastmrc.vocabulary.wordpieces import WordPieces
-from fastmrc.vocabulary.writing import weight_files, write_model
+from fastmrc.vocabulary.writing import write_model
 
 __all__ = ["PruningReport", "Rule", "prune_vocabulary"]
 
@@ -120,7 +120,7 @@ def prune_vocabulary(
         pruned = load_result(full, directory)
         check_result(full, pruned, selection)
         check_corpus(full, pruned, selection, corpus or ())
-        sizes = [sum(p.stat().st_size for p in weight_files(d)) for d in (source, directory)]
+        sizes = [_weight_bytes(place) for place in (source, directory)]
     return PruningReport(
         tokens_before=rows,
         tokens_after=len(selection.kept),
@@ -131,6 +131,11 @@ def prune_vocabulary(
         corpus_tokens=None if corpus is None else count.tokens,
         skipped=count.skipped,
     )
+
+
+def _weight_bytes(directory: Path) -> int:
+    names = weight_files(directory, str(directory))
+    return sum((directory / name).stat().st_size for name in names)
 
 
 def _check_choice(rule: Rule | None, corpus: Sequence[StrPath] | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmrc.errors import UnsupportedModelError
 from fastmrc.pretrained import LoadedModel
+from fastmrc.text import plain_backend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,11 +37,7 @@ class WordPieces:
     @classmethod
     def of(cls, loaded: LoadedModel) -> WordPieces:
         """Take the tokenizer of a model; UnsupportedModelError if it is of another kind."""
-        from tokenizers import Tokenizer
-
-        backend = Tokenizer.from_str(loaded.tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
+        backend = plain_backend(loaded.tokenizer)
         parts = json.loads(backend.to_str())
         kind = parts["model"]["type"]
         if kind != "WordPiece":

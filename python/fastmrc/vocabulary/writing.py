@@ -8,19 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmrc.model_files import copy_config, copy_tokenizer, write_json
-from fastmrc.pretrained import SETTINGS_FILE, LoadedModel
+from fastmrc.int8 import SCALE_SUFFIX
+from fastmrc.model_files import copy_config, copy_tokenizer, write_json, write_weights
+from fastmrc.pretrained import SETTINGS_FILE, LoadedModel, weight_files
 from fastmrc.vocabulary.selection import Selection, configured_ids
 from fastmrc.vocabulary.wordpieces import WordPieces
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["weight_files", "write_model"]
-
-_WEIGHTS_FILE = "model.safetensors"
-_SHARDS_FILE = "model.safetensors.index.json"
-_SCALE_SUFFIX = ".scale"
+__all__ = ["write_model"]
 
 
 def write_model(
@@ -54,30 +51,21 @@ def write_model(
             shutil.copyfile(path, directory / path.name)
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Return the files of weights of a model, one or several shards."""
-    if (directory / _WEIGHTS_FILE).is_file():
-        return [directory / _WEIGHTS_FILE]
-    index = json.loads((directory / _SHARDS_FILE).read_text(encoding="utf-8"))
-    return [directory / name for name in sorted(set(index["weight_map"].values()))]
-
-
 def _write_weights(full: LoadedModel, selection: Selection, directory: Path) -> None:
     import torch
     from safetensors import safe_open
-    from safetensors.torch import save
 
     names = _vocabulary_weights(full.model)
     kept = torch.tensor(selection.kept)
     tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(Path(full.source)):
-        with safe_open(path, framework="pt") as file:
+    source = Path(full.source)
+    for weights in weight_files(source, full.source):
+        with safe_open(source / weights, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 tensor = file.get_tensor(name)
-                has_tokens = name in names or name.removesuffix(_SCALE_SUFFIX) in names
+                has_tokens = name in names or name.removesuffix(SCALE_SUFFIX) in names
                 tensors[name] = tensor[kept] if has_tokens else tensor
-    # Not save_file, which leaves the file readable by its owner only.
-    (directory / _WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+    write_weights(directory / "model.safetensors", tensors)
 
 
 def _vocabulary_weights(model: Any) -> set[str]:

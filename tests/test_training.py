@@ -740,6 +740,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         train(tiny_bert_dir, [data], tmp_path / "out", options_of("seq2seq"))
 
 
+def test_gradients_that_are_not_finite_stop_the_run(
+    tiny_bert_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_of = batch_loss
+
+    def broken(model: Any, batch: Any, *rest: Any) -> Any:
+        loss, parts = loss_of(model, batch, *rest)
+        if "q2" in batch["ids"]:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss, parts
+
+    monkeypatch.setattr("fastmrc.training.trainer.batch_loss", broken)
+    with pytest.raises(TrainingError, match=r"gradients: .* at step \d+ \(seq2seq; .*q2"):
+        train(tiny_bert_dir, [data], tmp_path / "out", options_of("seq2seq"))
+
+
 def test_data_without_what_the_task_needs(tiny_bert_dir: Path, tmp_path: Path) -> None:
     lost = Question("lost", "谁", (Passage("北京有山", "上海"),))
     data = write_data(tmp_path / "data.jsonl", [lost])
@@ -992,4 +1008,6 @@ def test_the_recipe_of_the_packaged_model(
         assert reader_class.from_pretrained(tmp_path / "model")
     settings = json.loads((tmp_path / "model" / "fastmrc.json").read_text(encoding="utf-8"))
     assert settings["format"] == "int8-per-row"
+    tokenize = load_model(tmp_path / "model").tokenizer.tokenize
+    assert tokenize("Ｎｅｗ山") == tokenize("New山") == ["new", "山"]  # noqa: RUF001
     assert zh_reader.main(["--data", str(tmp_path), *command[2:]]) == 2

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import string
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -35,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 from fastmrc.errors import InputError, TrainingError
-from fastmrc.model_files import check_new_directory
+from fastmrc.model_files import check_new_directory, new_directory, write_json
 from fastmrc.quantize import quantize_model
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
 from fastmrc.training.run import is_finished
 
-__all__ = ["SHORT", "LONG", "main", "make_model", "prepare_data"]
+__all__ = ["SHORT", "LONG", "main", "make_model", "prepare_data", "read_full_width"]
 
 Record = dict[str, Any]
 
@@ -56,6 +57,9 @@ _AS_THEY_ARE = (
 _TRIAL_REPEATS = 3
 # ChineseSquad has more questions without an answer than with one.
 _KEPT_UNANSWERED = 3  # one in so many
+
+# From an ASCII character to its full-width form.
+_FULL_WIDTH = 0xFEE0
 
 # Short windows first: they cost less, and where the answer is and how to copy it is learned from
 # them as well.
@@ -75,21 +79,14 @@ SHORT = TrainingOptions(
     ),
     losses=LossWeights(passage=0.5, attention=1.0, masked=0.0),
 )
-LONG = TrainingOptions(
-    task="mixed",
-    batch_size=16,
-    learning_rate=1.5e-4,
-    warmup=0.03,
-    dropout=0.0,
+LONG = replace(
+    SHORT,
+    learning_rate=1e-4,
+    copy_heads=0,
     cloze=0.05,
-    simbert_share=0.0625,
-    eval_questions=60,
-    eval_steps=1000,
     seed=1,
-    windows=WindowOptions(
-        window_tokens=(96, 254), negatives=0.25, distractors=0.08, cloze_masked=0.0
-    ),
-    losses=LossWeights(passage=0.5, attention=0.5, masked=0.0),
+    windows=replace(SHORT.windows, window_tokens=(64, 254), negatives=0.25, distractors=0.08),
+    losses=replace(SHORT.losses, attention=0.5),
 )
 
 
@@ -117,7 +114,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, short windows, long windows, int8.
+    """Run the whole recipe: data, short windows, long windows, int8 and its tokenizer.
 
     Parameters
     ----------
@@ -143,7 +140,21 @@ def make_model(
             train(base, training, work / name, options, held_out=held_out, progress=True)
         base = str(work / name)
     say("int8")
-    quantize_model(base, output)
+    with new_directory(output) as directory:
+        quantize_model(base, directory)
+        read_full_width(directory / "tokenizer.json")
+
+
+def read_full_width(path: Path) -> None:
+    """Let a tokenizer file read full-width letters and digits as half-width ones, not as [UNK]."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    replaced = [
+        {"type": "Replace", "pattern": {"String": chr(ord(c) + _FULL_WIDTH)}, "content": c}
+        for c in string.digits + string.ascii_lowercase
+    ]
+    normalizers = [tokenizer["normalizer"], *replaced]  # the first one lower-cases
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+    write_json(path, tokenizer)
 
 
 def _split(records: Sequence[Record], passages: int) -> tuple[list[Record], list[Record]]:

@@ -149,7 +149,7 @@ def train(
     UnsupportedModelError
         If the base cannot serve the task.
     TrainingError
-        If the loss is not finite; the message names the step and the questions.
+        If the loss or its gradients are not finite; the message names the step and the questions.
     """
     _require_accelerate()
     output = Path(output_dir)

@@ -161,15 +161,27 @@ class ReaderTrainer(Trainer):
         # losses call its body and its output layer.
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss, parts = batch_loss(model, inputs, self._options.losses, self._options.pooling)
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(
-                f"loss: expected a finite number, got {float(loss.detach())} at step "
-                f"{self.state.global_step + 1} ({inputs['objective']}; questions "
-                f"{', '.join(inputs['ids'])})"
-            )
+        self._check_finite("loss", loss.detach(), inputs)
         for name, part in parts.items():
             self._parts.setdefault(f"{inputs['objective']}_{name}", []).append(part)
         return loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        loss = super().training_step(model, inputs, *rest, **named)
+        # A finite loss may have gradients that are not: the step would ruin the weights, and a
+        # checkpoint would keep them.
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._check_finite("norm of the gradients", norm, inputs)
+        return loss
+
+    def _check_finite(self, name: str, value: torch.Tensor, inputs: dict[str, Any]) -> None:
+        if not math.isfinite(float(value)):
+            raise TrainingError(
+                f"{name}: expected a finite number, got {float(value)} at step "
+                f"{self.state.global_step + 1} ({inputs['objective']}; questions "
+                f"{', '.join(inputs['ids'])})"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -726,33 +726,35 @@ def test_the_best_checkpoint_is_kept(
 # --- what goes wrong ---------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    tiny_bert_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def with_infinite_gradients(loss: torch.Tensor) -> torch.Tensor:
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda loss: loss * math.nan, r"loss: .* got nan at step \d+ \(seq2seq; questions .*q2"),
+        (with_infinite_gradients, r"gradients: .* at step \d+ \(seq2seq; questions .*q2"),
+    ],
+    ids=["loss", "gradients"],
+)
+def test_what_is_not_finite_stops_the_run(
+    tiny_bert_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Any,
+    message: str,
 ) -> None:
     loss_of = batch_loss
 
     def broken(model: Any, batch: Any, *rest: Any) -> Any:
         loss, parts = loss_of(model, batch, *rest)
-        return (loss * math.nan if "q2" in batch["ids"] else loss), parts
+        return (breaks(loss) if "q2" in batch["ids"] else loss), parts
 
     monkeypatch.setattr("fastmrc.training.trainer.batch_loss", broken)
-    with pytest.raises(TrainingError, match=r"got nan at step \d+ \(seq2seq; questions .*q2"):
-        train(tiny_bert_dir, [data], tmp_path / "out", options_of("seq2seq"))
-
-
-def test_gradients_that_are_not_finite_stop_the_run(
-    tiny_bert_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loss_of = batch_loss
-
-    def broken(model: Any, batch: Any, *rest: Any) -> Any:
-        loss, parts = loss_of(model, batch, *rest)
-        if "q2" in batch["ids"]:
-            loss.register_hook(lambda gradient: gradient * math.inf)
-        return loss, parts
-
-    monkeypatch.setattr("fastmrc.training.trainer.batch_loss", broken)
-    with pytest.raises(TrainingError, match=r"gradients: .* at step \d+ \(seq2seq; .*q2"):
+    with pytest.raises(TrainingError, match=message):
         train(tiny_bert_dir, [data], tmp_path / "out", options_of("seq2seq"))
 
 

@@ -161,13 +161,13 @@ class ReaderTrainer(Trainer):
         # losses call its body and its output layer.
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss, parts = batch_loss(model, inputs, self._options.losses, self._options.pooling)
-        self._check_finite("loss", loss.detach(), inputs)
         for name, part in parts.items():
             self._parts.setdefault(f"{inputs['objective']}_{name}", []).append(part)
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
         loss = super().training_step(model, inputs, *rest, **named)
+        self._check_finite("loss", loss, inputs)
         # A finite loss may have gradients that are not: the step would ruin the weights, and a
         # checkpoint would keep them.
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]

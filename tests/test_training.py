@@ -35,10 +35,12 @@ from fastmrc.training.batches import (
 )
 from fastmrc.training.copying import fit_copying, initialize_copying
 from fastmrc.training.examples import Corpus, ReadingExample, find_tokens
+from fastmrc.training.near import NearDocuments
 from fastmrc.training.objectives import batch_loss, pooled
 from fastmrc.training.trainer import Schedule, last_checkpoint
 
 pytest.importorskip("accelerate", reason="training needs the extra `train`")
+pytest.importorskip("bm25s", reason="training needs the extra `train`")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "北京是中国的大名。上海在中国的水中，天气有火。天木在北京时间，有山有水。"  # noqa: RUF001
@@ -139,12 +141,28 @@ def test_an_answer_that_occurs_nowhere_is_named(codec: TextCodec) -> None:
     assert (corpus.not_found, corpus.num_questions) == (["lost"], 0)
 
 
-def test_distractors_do_not_hold_the_answer(codec: TextCodec) -> None:
+def test_distractors_share_words_and_do_not_hold_the_answer(codec: TextCodec) -> None:
     corpus = make_corpus(codec, window_tokens=(60, 60), negatives=0.0, distractors=1.0)
-    drawn = [corpus.draw(0, np.random.default_rng(seed)) for seed in range(60)]
-    away = [e for e in drawn if e.answer.size == 0]
-    assert away
-    assert not any("北京" in codec.decode(e.passage.tolist()) for e in away)
+    third = codec.encode_passages([QUESTIONS[2].passages[0].text])[0].token_ids.tolist()
+    for seed in range(20):
+        # Of the other passages only the third question's has words of these questions ...
+        near = corpus.draw(1, np.random.default_rng(seed))
+        assert near.passage.tolist() == third and near.answer.size == near.places.size == 0
+        # ... and it holds the first one's answer.
+        assert corpus.draw(0, np.random.default_rng(seed)).answer.size
+
+
+def test_documents_are_ranked_by_shared_words() -> None:
+    documents = [[2, 1, 9], [1, 2, 9], [5, 6, 7], []]
+    near = NearDocuments([np.array(tokens, np.int32) for tokens in documents])
+    for question, count, expected in (
+        ([1, 2], 10, [1, 0]),  # both tokens, and next to each other
+        ([1, 2], 1, [1]),
+        ([9], 10, [0, 1]),  # equal: by number
+        ([4], 10, []),
+        ([], 10, []),
+    ):
+        assert near.nearest(np.array(question, np.int32), count).tolist() == expected
 
 
 def test_cloze_questions_ask_for_a_span_of_the_passage(codec: TextCodec) -> None:
@@ -318,10 +336,12 @@ def test_a_batch_depends_on_seed_and_number_only(codec: TextCodec, tiny_bert_dir
 
 
 def test_a_mixture_takes_its_objectives_in_turn(codec: TextCodec, tiny_bert_dir: Path) -> None:
-    batches = batches_of(codec, tiny_bert_dir, options_of(simbert_share=0.25))
-    objectives = [batches[i]["objective"] for i in range(64)]
-    assert [objectives.count(o) for o in ("seq2seq", "mlm", "simbert")] == [24, 24, 16]
-    assert objectives[:32] != sorted(objectives[:32])
+    for share, counts in ((0.5, [24, 24, 16]), (0.75, [12, 36, 16]), (0.0, [48, 0, 16])):
+        options = options_of(simbert_share=0.25, mlm_share=share)
+        batches = batches_of(codec, tiny_bert_dir, options)
+        objectives = [batches[i]["objective"] for i in range(64)]
+        assert [objectives.count(o) for o in ("seq2seq", "mlm", "simbert")] == counts
+        assert objectives[:32] != sorted(objectives[:32])
 
 
 def test_every_question_comes_once_in_each_pass(codec: TextCodec, tiny_bert_dir: Path) -> None:
@@ -984,7 +1004,7 @@ def test_the_recipe_of_the_packaged_model(
     monkeypatch.setattr(
         zh_reader, "_HELD_OUT", {"cmrc2018_trial.jsonl": 2, "drcd_test_simp.jsonl": 1}
     )
-    for name in ("SHORT", "LONG"):
+    for name in ("SHORT", "LONG", "REJECT"):
         options = getattr(zh_reader, name)
         tiny = replace(
             options,

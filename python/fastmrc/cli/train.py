@@ -88,6 +88,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("cloze", "share of cloze questions made from the passages", **number)
     add("copy_heads", "heads that begin as a copying channel", **whole)
     add("simbert_share", "of the batches of a mixture", **number)
+    add("mlm_share", "of the other batches of a mixture; the rest is for seq2seq", **number)
     add("slots", "[MASK] slots of the MLM input, which the reader must be told if not 16", **whole)
     add("answer_tokens", "longest answer of the seq2seq input, its end included", **whole)
     add("pooling", "of sentence vectors", choices=get_args(Pooling))
@@ -104,7 +105,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("question_tokens", "longest question", **whole)
     add("negatives", "share of windows drawn anywhere", **number)
-    add("distractors", "share of windows of passages of other questions", **number)
+    add("distractors", "share of windows of other passages with words of the question", **number)
     add(
         "bfloat16",
         "products in bfloat16 (default: where the hardware has them)",

@@ -41,7 +41,7 @@ from fastmrc.quantize import quantize_model
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
 from fastmrc.training.run import is_finished
 
-__all__ = ["SHORT", "LONG", "main", "make_model", "prepare_data", "read_full_width"]
+__all__ = ["LONG", "REJECT", "SHORT", "main", "make_model", "prepare_data", "read_full_width"]
 
 Record = dict[str, Any]
 
@@ -88,6 +88,15 @@ LONG = replace(
     windows=replace(SHORT.windows, window_tokens=(64, 254), negatives=0.25, distractors=0.08),
     losses=replace(SHORT.losses, attention=0.5),
 )
+# At last many passages without an answer, as a reader of several passages meets them.
+REJECT = replace(
+    LONG,
+    learning_rate=1.5e-4,
+    mlm_share=0.6,  # all slots at once is learned later than one token after the other
+    eval_steps=2000,
+    seed=2,
+    windows=replace(LONG.windows, negatives=0.2, distractors=0.2),
+)
 
 
 def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
@@ -114,7 +123,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, short windows, long windows, int8 and its tokenizer.
+    """Run the whole recipe: data, three stages of training, int8 and its tokenizer.
 
     Parameters
     ----------
@@ -125,17 +134,17 @@ def make_model(
     output
         Of the model, new.
     hours
-        For the two trainings together.
+        For the three stages of training together.
     say
         Called with each step.
     """
     check_new_directory(output)
     say("data")
     training, held_out = prepare_data(source, work / "data")
-    stages = [("short", SHORT, 0.6), ("long", LONG, 0.4)]
+    stages = [("short", SHORT, 0.49), ("long", LONG, 0.16), ("reject", REJECT, 0.35)]
     for name, options, share in stages:
         if not is_finished(work / name):
-            say(f"training on {name} windows")
+            say(f"training, stage {name}")
             options = replace(options, max_hours=hours * share)
             train(base, training, work / name, options, held_out=held_out, progress=True)
         base = str(work / name)

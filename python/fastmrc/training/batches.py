@@ -331,8 +331,12 @@ def batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, i
     if options.task != "mixed":
         return {options.task: _CHUNK}
     paired = round(options.simbert_share * _CHUNK) if pairs else 0
-    counts: dict[Objective, int] = {"seq2seq": (_CHUNK - paired + 1) // 2}
-    counts |= {"mlm": _CHUNK - paired - counts["seq2seq"], "simbert": paired}
+    slots = int(options.mlm_share * (_CHUNK - paired))
+    counts: dict[Objective, int] = {
+        "seq2seq": _CHUNK - paired - slots,
+        "mlm": slots,
+        "simbert": paired,
+    }
     return {objective: count for objective, count in counts.items() if count}
 
 

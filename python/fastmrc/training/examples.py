@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastmrc.data import Pair, Question
 from fastmrc.text import TextCodec, TokenizedText
+from fastmrc.training.near import NearDocuments
 from fastmrc.training.options import WindowOptions
 
 __all__ = ["Corpus", "Document", "ReadingExample", "find_tokens"]
@@ -18,8 +19,8 @@ IntArray = NDArray[np.int32]
 
 _SENTENCE_ENDS = frozenset("。！？!?；;\n")  # noqa: RUF001
 _NONE = np.zeros(0, dtype=np.int32)
-# How far, in documents, a passage is looked for that does not hold the answer but is near it.
-_NEIGHBOURS = 20
+# Of the documents nearest to a question, among how many a distractor is drawn.
+_NEAREST = 40
 _LONGEST_CLOZE_ANSWER = 10
 _LONGEST_CLOZE_QUESTION = 40
 _SHORTEST_SENTENCE = 8
@@ -112,6 +113,7 @@ class Corpus:
             codec.encode_question(word) for word in options.cloze_question_words
         ]
         self._sentences: dict[int, list[tuple[int, int]]] = {}  # by document, once asked for
+        self._near: NearDocuments | None = None  # of all documents, once asked for
 
     @property
     def num_questions(self) -> int:
@@ -200,6 +202,7 @@ class Corpus:
 
     def _add_documents(self, texts: Sequence[str]) -> list[int]:
         new = [text for text in dict.fromkeys(texts) if text not in self._document_of]
+        self._near = None if new else self._near
         for text, tokens in zip(new, self._codec.encode_passages(new), strict=True):
             self._document_of[text] = len(self.documents)
             self.documents.append(Document(self._codec.normalize(text), tokens))
@@ -235,14 +238,18 @@ class Corpus:
         return _NONE, _NONE
 
     def _distractor(self, question: _Question, rng: np.random.Generator) -> int | None:
-        """Find a document near those of the question that does not hold its answer."""
-        near = question.documents[0]
-        low, high = max(0, near - _NEIGHBOURS), min(len(self.documents), near + _NEIGHBOURS + 1)
-        document = int(rng.integers(low, high))
-        text = self.documents[document].text
-        held = any(self._codec.normalize(answer) in text for answer in question.answers)
-        usable = len(self.documents[document].tokens) > 0
-        return document if usable and not held and document not in question.documents else None
+        """Draw a document that shares words with the question but does not hold its answer."""
+        if self._near is None:
+            self._near = NearDocuments([document.tokens.token_ids for document in self.documents])
+        nearest = self._near.nearest(question.tokens, _NEAREST).tolist()
+        answers = [self._codec.normalize(answer) for answer in question.answers]
+        others = [
+            document
+            for document in nearest
+            if document not in question.documents
+            and not any(answer in self.documents[document].text for answer in answers)
+        ]
+        return others[int(rng.integers(len(others)))] if others else None
 
     def _size(self, rng: np.random.Generator) -> int:
         least, most = self._options.window_tokens

@@ -30,8 +30,9 @@ class WindowOptions:
         Share of the windows drawn anywhere in the passage instead of around the answer. The target
         of one that does not hold the answer is the empty answer.
     distractors
-        Share of the questions that get a window of another passage, near theirs in the data and
-        without their answer; the target is the empty answer.
+        Share of the questions that get a window of another passage, one that shares words with the
+        question (`fastmrc.training.near`) and is without its answer; the target is the empty
+        answer.
     cloze_question_words
         What stands for the span that a cloze question asks for.
     cloze_drop
@@ -115,6 +116,8 @@ class TrainingOptions:
         Share of the reading examples that are cloze questions made from the passages.
     simbert_share
         Share of the batches for the SimBERT objective in a mixture that has pairs.
+    mlm_share
+        Share of the other batches of a mixture for the MLM objective; the rest is for seq2seq.
     dropout
         Of the model; 0 is faster on a CPU.
     copy_heads
@@ -151,6 +154,7 @@ class TrainingOptions:
     weight_decay: float = 0.01
     cloze: float = 0.0
     simbert_share: float = 0.1
+    mlm_share: float = 0.5
     dropout: float = 0.1
     copy_heads: int = 0
     slots: int = 16
@@ -174,7 +178,7 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None:
                 _require(name, math.isfinite(value) and value > 0, "a number above 0", value)
-        for name in ("warmup", "cloze", "simbert_share", "dropout", "weight_decay"):
+        for name in ("warmup", "cloze", "simbert_share", "mlm_share", "dropout", "weight_decay"):
             value = getattr(self, name)
             _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
         _require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1", self.seed)

@@ -151,7 +151,7 @@ def train(
     TrainingError
         If the loss or its gradients are not finite; the message names the step and the questions.
     """
-    _require_accelerate()
+    _require_extra()
     output = Path(output_dir)
     with _locked(output):
         run = _fingerprint(base, data, held_out, options)
@@ -177,10 +177,11 @@ def train(
     return result
 
 
-def _require_accelerate() -> None:
-    # Without it transformers says so late and at length.
-    if importlib.util.find_spec("accelerate") is None:
-        raise InputError("train needs the package accelerate: pip install 'fastmrc[train]'")
+def _require_extra() -> None:
+    # Without accelerate transformers says so late and at length.
+    for package in ("accelerate", "bm25s"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"train needs the package {package}: pip install 'fastmrc[train]'")
 
 
 def _load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -1030,6 +1031,8 @@ def test_the_recipe_of_the_packaged_model(
         assert reader_class.from_pretrained(tmp_path / "model")
     settings = json.loads((tmp_path / "model" / "fastmrc.json").read_text(encoding="utf-8"))
     assert settings["format"] == "int8-per-row"
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert re.findall("^# (.*)", card, re.MULTILINE) == ["short", "long", "reject"]
     tokenize = load_model(tmp_path / "model").tokenizer.tokenize
     assert tokenize("Ｎｅｗ山") == tokenize("New山") == ["new", "山"]  # noqa: RUF001
     assert zh_reader.main(["--data", str(tmp_path), *command[2:]]) == 2

@@ -123,7 +123,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, three stages of training, int8 and its tokenizer.
+    """Run the whole recipe: data, three stages of training, int8, tokenizer, the stages' cards.
 
     Parameters
     ----------
@@ -152,6 +152,8 @@ def make_model(
     with new_directory(output) as directory:
         quantize_model(base, directory)
         read_full_width(directory / "tokenizer.json")
+        cards = [(work / name / "README.md").read_text(encoding="utf-8") for name, *_ in stages]
+        (directory / "README.md").write_text("\n".join(cards), encoding="utf-8")
 
 
 def read_full_width(path: Path) -> None:

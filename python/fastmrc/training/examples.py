@@ -202,7 +202,8 @@ class Corpus:
 
     def _add_documents(self, texts: Sequence[str]) -> list[int]:
         new = [text for text in dict.fromkeys(texts) if text not in self._document_of]
-        self._near = None if new else self._near
+        if new:
+            self._near = None
         for text, tokens in zip(new, self._codec.encode_passages(new), strict=True):
             self._document_of[text] = len(self.documents)
             self.documents.append(Document(self._codec.normalize(text), tokens))

@@ -291,9 +291,9 @@ class Question:
         self.trace.append([tuple(prefix) for prefix in prefixes])
         return np.array([[self.row(p, tuple(y)) for y in prefixes] for p in passage_ids])
 
-    def score(self, prefix: Prefix, surviving: Sequence[bool], **vote: Any) -> np.float32:
+    def score(self, prefix: Prefix, voting: Sequence[bool], **vote: Any) -> np.float32:
         """Return the oracle's score of a sequence of tokens (the end token included)."""
-        kept = [p for p, stays in enumerate(surviving) if stays]
+        kept = [p for p, votes in enumerate(voting) if votes]
         score = np.zeros(1, np.float32)
         for t, token in enumerate(prefix):
             block = np.array([[self.row(p, prefix[:t])] for p in kept])
@@ -410,13 +410,14 @@ class SearchCase:
             max_tokens=o.max_answer_tokens,
             finish=o.finish,
             length_penalty=o.length_penalty,
+            no_answer_ratio=o.no_answer_ratio,
             constraint=self.oracle_constraints[q] if self.oracle_constraints else None,
         )
 
-    def vote_keywords(self, q: int, surviving: Sequence[bool]) -> dict[str, Any]:
+    def vote_keywords(self, q: int, voting: Sequence[bool]) -> dict[str, Any]:
         weights = None
         if self.weights is not None:
-            kept = [w for w, stays in zip(self.weights[q], surviving, strict=True) if stays]
+            kept = [w for w, votes in zip(self.weights[q], voting, strict=True) if votes]
             weights = np.array(kept, dtype=np.float32)
         return {"vote": self.options.vote, "weights": weights}
 
@@ -476,6 +477,7 @@ def random_search(rng: Generator, vocabulary: int | None = None, lengths: int = 
         finish=str(rng.choice(["original", "pool"])),  # type: ignore[arg-type]
         length_penalty=float(rng.choice([0.0, 0.5, 1.0, 2.0, -0.5, -1.0])),
         look_ahead=int(rng.integers(0, 5)),
+        no_answer_ratio=[None, None, 1.0, 1.3, 3.0][int(rng.integers(5))],
     )
     weights = None
     if vote == "weighted":
@@ -500,12 +502,30 @@ def compare_search(case: SearchCase, tally: Tally) -> None:
     for q, ours in enumerate(results):
         tally.cases += 1
         theirs = case.oracle(q)
+        np.testing.assert_allclose(ours.no_answer, theirs.no_answer, rtol=1e-5, atol=1e-7)
         assert ours.surviving == theirs.surviving, (case, q)
+        if ours.voting != theirs.voting:
+            margin = voting_margin(case, q, ours, theirs)
+            assert margin <= MARGIN, (case, q, ours, theirs, margin)
+            tally.near_tie(margin)
+            continue
         if _same_result(ours, theirs):
             continue
         margin = first_margin(case, q, ours, theirs)
         assert margin <= MARGIN, (case, q, ours, theirs, margin)
         tally.near_tie(margin)
+
+
+def voting_margin(case: SearchCase, q: int, ours: SearchResult, theirs: SearchResult) -> float:
+    """Return how far the oracle sees passages that only one side kept from the bar."""
+    ratio = case.options.no_answer_ratio
+    if ratio is None:
+        return np.inf
+    weights = np.ones(len(theirs.no_answer)) if case.weights is None else np.array(case.weights[q])
+    no_answer = np.array(theirs.no_answer)
+    bar = ratio * no_answer[np.array(theirs.surviving) & (weights > 0)].min(initial=1.0)
+    differ = np.array(ours.voting) != np.array(theirs.voting)
+    return float(np.abs(no_answer[differ] - bar).max())
 
 
 def _same_result(ours: SearchResult, theirs: SearchResult) -> bool:
@@ -530,10 +550,10 @@ def first_margin(case: SearchCase, q: int, ours: SearchResult, theirs: SearchRes
     the other could not.
     """
     question, options = case.questions[q], case.options
-    keywords = case.vote_keywords(q, theirs.surviving)
+    keywords = case.vote_keywords(q, theirs.voting)
 
     def score(prefix: Prefix) -> float:
-        return float(question.score(prefix, theirs.surviving, **keywords))
+        return float(question.score(prefix, theirs.voting, **keywords))
 
     native, oracle = case.native_traces[q], question.trace
     for t in range(1, max(len(native), len(oracle))):

@@ -214,6 +214,7 @@ OPTIONS_OF_METHODS: dict[str, dict[str, Any]] = {
         "top_k": 3,
         "min_answer_tokens": 1,
         "max_answer_tokens": 9,
+        "no_answer_ratio": 2.5,
         "no_answer_threshold": 0.5,
         "stride": 16,
         "max_passage_tokens": 99,
@@ -913,7 +914,7 @@ def test_packaged_model_answers_by_masked_slots(
     assert answer["text"] == "北京"
     assert answer["spans"] == [{"passage": 0, "start": 6, "end": 8}]
     assert 0 < answer["score"] < 1
-    assert answer["no_answer_score"] is None
+    assert 0 < answer["no_answer_score"] < 0.5
 
 
 def sample_of(count: int, tmp_path: Path) -> Path:

@@ -23,7 +23,7 @@ from conftest import (
     random_cases,
     without_seconds,
 )
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -83,10 +83,27 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
         "stride": draw(st.none() | st.integers(0, min(size, 12) - 1)),
         "max_question_tokens": draw(st.integers(1, 63)),
         "no_answer_threshold": draw(st.none() | st.floats(0, 0.1)),
+        "no_answer_ratio": draw(st.none() | st.sampled_from([1.02, 1.1, 2.0])),
     }
     if options["decoding"] == "exact":
         options["top_k"] = draw(st.integers(1, 4))
     return options
+
+
+def voters_are_clear(
+    oracle: reference.MLMReader, questions: list[tuple[str, list[str]]], options: dict[str, Any]
+) -> bool:
+    """Whether rounding cannot decide which passages vote."""
+    names = ("max_passage_tokens", "max_question_tokens", "max_answer_tokens")
+    asked = {name: options[name] for name in names}
+    for question, passages in questions:
+        alone = [oracle.answer(question, [text], **asked).no_answer_score for text in passages]
+        scores = [score for score in alone if score is not None]
+        for least in scores:
+            bar = options["no_answer_ratio"] * least
+            if any(abs(score - bar) < 1e-6 for score in scores):
+                return False
+    return True
 
 
 @random_cases(60)
@@ -105,6 +122,9 @@ def test_engine_equals_oracle(
     if options["decoding"] == "exact" and options["mode"] == "generative":
         tries.pop()
     options["constraints"] = [data.draw(st.sampled_from(tries)) for _ in questions]
+    if options["no_answer_ratio"] is not None:
+        options["stride"] = None  # one window per passage
+        assume(voters_are_clear(oracle, questions, options))
     ours = reader.answer_batch(questions, **options)
     theirs = oracle.answer_batch(questions, **options)
     for a, b in zip(ours, theirs, strict=True):
@@ -550,7 +570,7 @@ def test_all_passages_are_without_an_answer(by_hand: HandMade) -> None:
     slots: dict[str, Slots] = {"京": [{END: 0.9}], "北": [{"北": 0.4, END: 0.5}]}
     for decoding in ("greedy", "exact"):
         answer = by_hand.answer(slots, decoding=decoding, max_answer_tokens=2)
-        assert without_seconds(answer) == Answer()
+        assert without_seconds(answer) == Answer(no_answer_score=pytest.approx(0.5))
 
 
 def test_passage_without_an_answer_of_the_least_length(by_hand: HandMade) -> None:
@@ -562,7 +582,7 @@ def test_passage_without_an_answer_of_the_least_length(by_hand: HandMade) -> Non
         assert [candidate.text for candidate in answer.candidates] == ["北京"]
         assert answer.score == pytest.approx(vote(0.3), abs=1e-6)
         alone = by_hand.answer(slots, passages=["人"], min_answer_tokens=2, **options)
-        assert without_seconds(alone) == Answer()
+        assert without_seconds(alone) == Answer(no_answer_score=0.0)
 
 
 def test_exact_finds_what_greedy_misses(by_hand: HandMade) -> None:
@@ -605,6 +625,33 @@ def test_further_answers_do_not_make_up_for_an_empty_one(by_hand: HandMade) -> N
     for top_k in (1, 2):
         options: dict[str, Any] = {"decoding": "exact", "top_k": top_k, "max_answer_tokens": 3}
         assert by_hand.answer({"在北 京": slots}, **options).candidates == []
+
+
+def test_the_surest_passages_vote(by_hand: HandMade) -> None:
+    """By the probability of the end token, not by the score; rejected ones do not count."""
+    slots: dict[str, Slots] = {
+        "北": [{"北": 0.6, END: 0.3}],
+        "人": [{END: 0.9}],
+        "海": [{"海": 0.4, END: 0.2}],
+        "天北": [{"北": 0.5, END: 0.1}],
+        "海上": [{"海": 0.4, END: 0.2}],
+    }
+
+    def answer(ratio: float | None, **options: Any) -> Any:
+        return by_hand.answer(slots, max_answer_tokens=1, no_answer_ratio=ratio, **options)
+
+    assert [c.text for c in answer(1.9).candidates] == ["北"]
+    assert answer(1.9).spans == [Span(0, 0, 1), Span(3, 1, 2)]  # wherever it was not rejected
+    assert answer(1.9).no_answer_score == pytest.approx(0.1, abs=1e-6)
+    assert [(c.text, c.spans) for c in answer(2.1).candidates] == [
+        ("海", [Span(2, 0, 1), Span(4, 0, 1)]),
+        ("北", [Span(0, 0, 1), Span(3, 1, 2)]),
+    ]
+    assert answer(2.1, vote="mean").candidates[0].score == pytest.approx(0.8 / 3)
+    assert answer(3.1).candidates == answer(99).candidates == answer(None).candidates
+    weights = [1.0, 9.0, 2.0, 0.0, 1.0]
+    weighted = answer(1.4, vote="weighted", passage_weights=weights)
+    assert [c.text for c in weighted.candidates] == ["海"]
 
 
 def test_passages_of_weight_zero_take_no_part(by_hand: HandMade) -> None:

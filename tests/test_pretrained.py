@@ -438,6 +438,8 @@ def test_tokenizer_without_separator(bert_copy: Path, edit_json: EditJson) -> No
         ('{"format": "int4"}', "format: expected 'int8-per-row' or none, got 'int4'"),
         ('{"normalization": "other"}', "normalization: expected one of none, original"),
         ('{"normalization": []}', "normalization: expected one of none, original"),
+        ('{"reading": 1}', "reading: expected an object of options for each kind of reader, got 1"),
+        ('{"reading": {"mlm": [2]}}', 'kind of reader, got {"mlm": [2]}'),
     ],
 )
 def test_bad_settings_file(bert_copy: Path, text: str, expected: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastmrc
-from fastmrc import Answer, InputError, Seq2SeqReader, Span, reference
+from fastmrc import Answer, InputError, Seq2SeqReader, Span, UnsupportedModelError, reference
 from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.options import SearchOptions
 from fastmrc.pretrained import LoadedModel, load_model
@@ -88,7 +88,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"vote": "max", "min_answer_tokens": 3},
     {"vote": "product", "beam_size": 4},
     {"vote": "weighted", "passage_weights": [0.5, 2.0, 0.0]},
+    {"no_answer_ratio": 1.0},
+    {"no_answer_ratio": 1.05, "max_passage_tokens": 5, "stride": 2},
+    {"no_answer_ratio": 1.1, "vote": "weighted", "passage_weights": [0.5, 2.0, 0.0]},
     {"combine": "answer"},
+    {"combine": "answer", "no_answer_ratio": 1.05, "max_passage_tokens": 5, "stride": 2},
     {"combine": "answer", "vote": "weighted", "passage_weights": [0.5, 2.0, 1.0]},
     {"combine": "answer", "finish": "pool", "mode": "generative", "max_answer_tokens": 3},
     {"max_passage_tokens": 4},
@@ -241,7 +245,9 @@ class Scripted(BeamReader):
             for i, text in enumerate(self._found(question))
         ]
         surviving = [window.passage not in self._leaves for window in question.windows]
-        return SearchResult(hypotheses[0] if hypotheses else None, hypotheses, surviving)
+        no_answer = [0.1 * (window.passage + 1) for window in question.windows]
+        best = hypotheses[0] if hypotheses else None
+        return SearchResult(best, hypotheses, surviving, surviving, no_answer)
 
 
 def _scripted(
@@ -332,6 +338,65 @@ def test_answers_of_passages_vote(tiny: LoadedModel) -> None:
     )
     assert weighted.text == "上海"
     assert weighted.score == pytest.approx(np.log(9 * s**2 / (1 + 9 * s)))
+
+
+def test_options_of_the_model(tiny: LoadedModel) -> None:
+    settings = {"max_passage_tokens": 4, "stride": 2, "no_answer_ratio": 1.0, "beam_size": 2}
+    one = Seq2SeqReader(replace(tiny, reading={"seq2seq": settings, "mlm": {"top_k": 3}}))
+    plain = Seq2SeqReader(tiny)
+
+    def same(given: dict[str, Any], expected: dict[str, Any]) -> None:
+        ours = one.answer(QUESTION, PASSAGES, **given)
+        assert_same(ours, plain.answer(QUESTION, PASSAGES, **expected))
+
+    same({}, settings)
+    same({"max_answer_tokens": 2}, settings | {"max_answer_tokens": 2})
+    same({"no_answer_ratio": 1.1}, settings | {"no_answer_ratio": 1.1})
+    # Options that go together are set aside together.
+    cut = {"max_passage_tokens": 2, "no_answer_ratio": 1.0, "beam_size": 2}
+    same({"max_passage_tokens": 2}, cut)
+    agreed = {"max_passage_tokens": 4, "stride": 2, "vote": "max", "beam_size": 2}
+    same({"vote": "max"}, agreed)
+    theirs = reference.Seq2SeqReader(replace(tiny, reading={"seq2seq": settings}))
+    assert_same(one.answer(QUESTION, PASSAGES), theirs.answer(QUESTION, PASSAGES))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"no_answer_ratio": 0.5}, "no_answer_ratio: expected at least 1, got 0.5"),
+        ({"decoding": "exact"}, "unexpected keyword decoding"),
+        ({"stride": 300}, "stride: expected less than max_passage_tokens=254, got 300"),
+    ],
+)
+def test_bad_options_of_the_model(
+    tiny: LoadedModel, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"fastmrc.json: reading: seq2seq: .*{message}"):
+        Seq2SeqReader(replace(tiny, reading={"seq2seq": settings}))
+
+
+def test_the_surest_passages_vote(tiny: LoadedModel) -> None:
+    """The script says "no answer" with 0.1, 0.2 and so on."""
+    texts = {0: "上海", 1: "北京", 2: "北京", 3: "人"}
+    passages = ["上海", "北京", "北京,上海", "人"]
+    one = Scripted(tiny, lambda question: [texts[question.windows[0].passage]])
+    s = np.exp(-1 / 3)
+    first = one.answer(QUESTION, passages, combine="answer", no_answer_ratio=1.9)
+    assert (first.text, first.score) == ("上海", pytest.approx(np.log(s**2 / (1 + s))))
+    assert len(first.candidates) == 1
+    assert first.spans == [Span(0, 0, 2), Span(2, 3, 5)]  # cited wherever it was not rejected
+    assert first.no_answer_score == pytest.approx(0.1)
+    options: dict[str, Any] = {"combine": "answer", "vote": "mean"}
+    three = one.answer(QUESTION, passages, no_answer_ratio=3.1, **options)
+    assert (three.text, three.score) == ("北京", pytest.approx(np.log(2 * s / 3)))
+    everyone = one.answer(QUESTION, passages, **options)
+    assert (everyone.text, everyone.score) == ("北京", pytest.approx(np.log(2 * s / 4)))
+    rejected = Scripted(tiny, lambda question: [texts[question.windows[0].passage]], [0])
+    options = {"combine": "answer", "no_answer_ratio": 1.0}
+    assert rejected.answer(QUESTION, passages, **options).text == "北京"
+    options |= {"vote": "weighted", "passage_weights": [0.0, 0.0, 1.0, 9.0]}
+    assert one.answer(QUESTION, passages, **options).text == "北京"
 
 
 def test_windows_cite_the_whole_passage(tiny: LoadedModel) -> None:

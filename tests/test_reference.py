@@ -430,14 +430,14 @@ def test_no_survivor_is_no_answer() -> None:
     finishes: tuple[Any, ...] = ("original", "pool")
     for finish in finishes:
         result = beam_search(table, [[1]], end_id=END, finish=finish)
-        assert result == SearchResult(None, [], [False])
-    assert beam_search(table, [], end_id=END) == SearchResult(None, [], [])
+        assert result == SearchResult(None, [], [False], [False], [pytest.approx(0.6)])
+    assert beam_search(table, [], end_id=END) == SearchResult(None, [], [], [], [])
 
 
 def test_leaving_comes_before_min_tokens_and_constraint() -> None:
     table = Table({(): [[0.6, 0.4]]}, 2)
     result = beam_search(table, [[1]], end_id=END, min_tokens=1, constraint=Trie([[1]]))
-    assert result == SearchResult(None, [], [False])
+    assert result == SearchResult(None, [], [False], [False], [pytest.approx(0.6)])
 
 
 def test_the_vote_may_end_at_once() -> None:
@@ -523,7 +523,7 @@ def test_an_empty_beam_is_the_empty_answer() -> None:
         result = beam_search(
             Table(rows, 2), [[1]], end_id=END, min_tokens=2, max_tokens=4, finish=finish
         )
-        assert result == SearchResult(None, [], [True])
+        assert result == SearchResult(None, [], [True], [True], [pytest.approx(0.1)])
 
 
 def test_trie_allows_its_sequences_only() -> None:

@@ -53,6 +53,7 @@ def test_cases_reach_every_corner() -> None:
                     "no passages": not surviving,
                     "all rejected": bool(surviving) and not any(surviving),
                     "some rejected": any(surviving) and not all(surviving),
+                    "outvoted": result.voting != surviving,
                     "no answer from survivors": any(surviving) and best is None,
                     "empty answer": best is not None and not best.token_ids,
                     "one token": best is not None and len(best.token_ids) == 1,
@@ -73,6 +74,7 @@ def test_cases_reach_every_corner() -> None:
                 if holds
             }
     expected = {"no passages", "all rejected", "some rejected", "no answer from survivors"}
+    expected |= {"outvoted"}
     expected |= {"empty answer", "one token", "unfinished", "empty passage", "beam shrinks"}
     expected |= {"beam grows late", "equal scores", "minimum", "constraint", "looked ahead"}
     expected |= {f"{f} {v}" for f in ("original", "pool") for v in ("original", "mean", "max")}
@@ -93,6 +95,11 @@ def test_the_comparison_sees_a_wrong_search(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         "vote": lambda case: setattr(case, "options", replace(case.options, vote="max")),
         "finish": lambda case: setattr(case, "options", replace(case.options, finish="pool")),
+        "ratio": lambda case: setattr(
+            case,
+            "options",
+            replace(case.options, no_answer_ratio=None if case.options.no_answer_ratio else 1.0),
+        ),
     }
     native = SearchCase.native
     for name, damage in faults.items():
@@ -243,12 +250,12 @@ def test_no_questions() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_answers_are_pieces_of_survivors(seed: int) -> None:
+def test_answers_are_pieces_of_voters(seed: int) -> None:
     case = random_search(np.random.default_rng(seed))
     if case.constraints or case.options.mode == "generative":
         return
     for question, result in zip(case.questions, case.native(), strict=True):
-        kept = [p for p, s in zip(question.passages, result.surviving, strict=True) if s]
+        kept = [p for p, v in zip(question.passages, result.voting, strict=True) if v]
         index = reference.SpanIndex(kept)
         for hypothesis in result.hypotheses:
             assert not hypothesis.token_ids or len(index.occurrences(hypothesis.token_ids))

@@ -23,7 +23,7 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
                                         int32_t end_id, int32_t beam_size, int32_t min_tokens,
                                         int32_t max_tokens, const std::string& vote,
                                         const std::string& finish, double length_penalty,
-                                        bool spans_only, int32_t look_ahead,
+                                        double no_answer_ratio, bool spans_only, int32_t look_ahead,
                                         const std::vector<const PyAutomaton*>& constraints,
                                         const py::object& weights) {
   BeamSearchOptions options;
@@ -35,6 +35,7 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
   options.length_penalty = length_penalty;
   options.end_id = end_id;
   options.vocabulary_size = vocabulary_size;
+  options.no_answer_ratio = no_answer_ratio;
   options.spans_only = spans_only;
   options.look_ahead = look_ahead;
   return std::make_unique<BeamSearch>(
@@ -58,6 +59,12 @@ void check_question(const BeamSearch& self, int32_t question) {
 }
 
 py::ssize_t ssize(size_t n) { return static_cast<py::ssize_t>(n); }
+
+py::array_t<bool> to_flags(const std::vector<uint8_t>& flags) {
+  py::array_t<bool> result(ssize(flags.size()));
+  for (size_t i = 0; i < flags.size(); ++i) result.mutable_at(ssize(i)) = flags[i] != 0;
+  return result;
+}
 
 }  // namespace
 
@@ -96,23 +103,20 @@ void register_beam_search(py::module_& module) {
       .def(py::init(&make_search), py::arg("tokens"), py::arg("passage_offsets"),
            py::arg("question_offsets"), py::arg("vocabulary_size"), py::arg("end_id"),
            py::arg("beam_size"), py::arg("min_tokens"), py::arg("max_tokens"), py::arg("vote"),
-           py::arg("finish"), py::arg("length_penalty"), py::arg("spans_only"),
-           py::arg("look_ahead"), py::arg("constraints"), py::arg("weights"),
-           py::keep_alive<1, 15>())  // the constraints outlive the search
+           py::arg("finish"), py::arg("length_penalty"), py::arg("no_answer_ratio"),
+           py::arg("spans_only"), py::arg("look_ahead"), py::arg("constraints"), py::arg("weights"),
+           py::keep_alive<1, 16>())  // the constraints outlive the search
       .def("step", &step, py::arg("logits"))
       .def_property_readonly("done", &BeamSearch::done)
       .def_property_readonly("steps", &BeamSearch::steps)
       .def_property_readonly("request", &BeamSearch::request,
                              py::return_value_policy::reference_internal)
       .def_property_readonly("surviving",
-                             [](const BeamSearch& self) {
-                               const std::vector<uint8_t>& flags = self.surviving();
-                               py::array_t<bool> result(ssize(flags.size()));
-                               for (size_t i = 0; i < flags.size(); ++i) {
-                                 result.mutable_at(ssize(i)) = flags[i] != 0;
-                               }
-                               return result;
-                             })
+                             [](const BeamSearch& self) { return to_flags(self.surviving()); })
+      .def_property_readonly("voting",
+                             [](const BeamSearch& self) { return to_flags(self.voting()); })
+      .def_property_readonly("no_answer",
+                             [](const BeamSearch& self) { return to_array(self.no_answer()); })
       .def(
           "best",
           [](const BeamSearch& self, int32_t question) {

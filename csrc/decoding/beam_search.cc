@@ -47,6 +47,8 @@ BeamSearch::BeamSearch(const BeamSearchOptions& options, std::vector<int32_t> to
       weights_(std::move(weights)) {
   check_input();
   surviving_.assign(passage_offsets_.size() - 1, 1);
+  voting_ = surviving_;
+  no_answer_.assign(surviving_.size(), 0.0);
   beams_.resize(static_cast<size_t>(num_questions()));
   for (int32_t q = 0; q < num_questions(); ++q) {
     Beam& beam = beams_[static_cast<size_t>(q)];
@@ -71,6 +73,7 @@ void BeamSearch::check_input() const {
   check_at_least("min_tokens", options_.min_tokens, 0);
   check_at_least("max_tokens", options_.max_tokens, std::max(1, options_.min_tokens));
   check_at_least("look_ahead", options_.look_ahead, 0);
+  if (!(options_.no_answer_ratio >= 1)) fail("no_answer_ratio: expected a number of at least 1");
   if (options_.end_id < 0 || options_.end_id >= options_.vocabulary_size) {
     fail("end_id: expected a token below " + std::to_string(options_.vocabulary_size) + ", got " +
          std::to_string(options_.end_id));
@@ -114,7 +117,7 @@ void BeamSearch::step(const Rows& logits) {
   stats_.resize(static_cast<size_t>(logits.rows));
   row_stats(logits, stats_.data());
   if (step_ == 0) {
-    drop_passages_without_answer(logits);
+    choose_passages(logits);
     build_constraints();
   }
   select(logits);
@@ -122,18 +125,36 @@ void BeamSearch::step(const Rows& logits) {
   prepare_request();
 }
 
-void BeamSearch::drop_passages_without_answer(const Rows& logits) {
+void BeamSearch::choose_passages(const Rows& logits) {
   for (int64_t p = 0; p < logits.rows; ++p) {
-    const int32_t argmax = stats_[static_cast<size_t>(p)].argmax;
-    if (argmax < 0) throw_all_masked(p);
-    surviving_[static_cast<size_t>(p)] = argmax != options_.end_id;
+    const RowStats& stats = stats_[static_cast<size_t>(p)];
+    if (stats.argmax < 0) throw_all_masked(p);
+    surviving_[static_cast<size_t>(p)] = stats.argmax != options_.end_id;
+    const float end = kernels().load_one(logits.row(p), logits.dtype, options_.end_id);
+    no_answer_[static_cast<size_t>(p)] = std::exp(static_cast<double>(end) - stats.logsumexp);
   }
+  voting_ = surviving_;
   for (Beam& beam : beams_) {
+    if (std::isfinite(options_.no_answer_ratio)) drop_unsure_passages(beam);
     beam.passages.erase(
         std::remove_if(beam.passages.begin(), beam.passages.end(),
-                       [&](int32_t p) { return surviving_[static_cast<size_t>(p)] == 0; }),
+                       [&](int32_t p) { return voting_[static_cast<size_t>(p)] == 0; }),
         beam.passages.end());
     if (beam.passages.empty()) close(beam);
+  }
+}
+
+// Passages of weight 0 do not set the bar.
+void BeamSearch::drop_unsure_passages(const Beam& beam) {
+  double least = 1.0;
+  for (const int32_t p : beam.passages) {
+    const auto i = static_cast<size_t>(p);
+    const bool counts = surviving_[i] != 0 && (weights_.empty() || weights_[i] > 0);
+    if (counts) least = std::min(least, no_answer_[i]);
+  }
+  for (const int32_t p : beam.passages) {
+    const auto i = static_cast<size_t>(p);
+    if (no_answer_[i] > options_.no_answer_ratio * least) voting_[i] = 0;
   }
 }
 

@@ -106,6 +106,7 @@ class BeamSearch:
         vote: str,
         finish: str,
         length_penalty: float,
+        no_answer_ratio: float,
         spans_only: bool,
         look_ahead: int,
         constraints: Sequence[Automaton | None],
@@ -123,3 +124,7 @@ class BeamSearch:
     def request(self) -> StepRequest: ...
     @property
     def surviving(self) -> NDArray[np.bool_]: ...
+    @property
+    def voting(self) -> NDArray[np.bool_]: ...
+    @property
+    def no_answer(self) -> NDArray[np.float64]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def beam_search(
         vote=options.vote,
         finish=options.finish,
         length_penalty=options.length_penalty,
+        no_answer_ratio=math.inf if options.no_answer_ratio is None else options.no_answer_ratio,
         spans_only=options.mode == "extractive",
         look_ahead=options.look_ahead,
         constraints=native_automata("constraints", constraints, len(questions)),
@@ -103,11 +105,11 @@ def beam_search(
         search.step(logits)
         encode_seconds += middle - begin
         decode_seconds += time.perf_counter() - middle
-    surviving = search.surviving
-    results = [
-        _result(search, q, surviving[question_offsets[q] : question_offsets[q + 1]].tolist())
-        for q in range(len(questions))
-    ]
+    of_passages = [search.surviving, search.voting, search.no_answer]
+    results = []
+    for q in range(len(questions)):
+        own = slice(question_offsets[q], question_offsets[q + 1])
+        results.append(_result(search, q, [values[own].tolist() for values in of_passages]))
     return BatchResult(results, encode_seconds, decode_seconds)
 
 
@@ -123,7 +125,7 @@ def _flatten_weights(
     return np.array([w for group in weights for w in group], dtype=np.float32)
 
 
-def _result(search: _C.BeamSearch, question: int, surviving: list[bool]) -> SearchResult:
+def _result(search: _C.BeamSearch, question: int, of_passages: list[Any]) -> SearchResult:
     hypotheses = [Hypothesis(*entry) for entry in search.hypotheses(question)]
     best = search.best(question)
-    return SearchResult(None if best < 0 else hypotheses[best], hypotheses, surviving)
+    return SearchResult(None if best < 0 else hypotheses[best], hypotheses, *of_passages)

@@ -96,6 +96,11 @@ class SearchOptions(ReaderOptions):
         usual rule, finished hypotheses compete by score / length ** `length_penalty`.
     length_penalty
         For ``finish="pool"``; default 1.0.
+    no_answer_ratio
+        At least 1, or None (default). Of the passages (or windows of them) that are not rejected
+        those vote whose probability of the end token as the first one is at most so many times the
+        least of all (of a passage whose weight is not 0). Near 1 the passage that is surest to hold
+        an answer is read alone; None: all vote.
     combine
         ``"step"`` (default): passages vote on every token; ``"answer"``: each passage is read
         alone and finished answers vote, s being the geometric mean of an answer's token
@@ -113,6 +118,7 @@ class SearchOptions(ReaderOptions):
     min_answer_tokens: int = 0
     finish: Finish = "original"
     length_penalty: float = 1.0
+    no_answer_ratio: float | None = None
     combine: Combine = "step"
     look_ahead: int = 4
 
@@ -123,6 +129,7 @@ class SearchOptions(ReaderOptions):
         _require_int("beam_size", self.beam_size, 1)
         _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
         _require_int("look_ahead", self.look_ahead, 0)
+        _require_ratio(self.no_answer_ratio)
         if not math.isfinite(self.length_penalty):
             raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
         super().__post_init__()
@@ -143,6 +150,8 @@ class SlotOptions(ReaderOptions):
         ``"generative"``: any tokens (greedy only).
     top_k
         Answers of each passage that take part in the vote, with ``decoding="exact"``; default 1.
+    no_answer_ratio
+        As for `SearchOptions`, by the probability of the end token in the first slot.
     min_answer_tokens
         Least length of an answer; default 0. A passage without one so long gives none, and greedy
         decoding gives none where it comes to the end of the passage before.
@@ -156,6 +165,7 @@ class SlotOptions(ReaderOptions):
     decoding: Decoding = "greedy"
     mode: Mode = "extractive"
     top_k: int = 1
+    no_answer_ratio: float | None = None
     min_answer_tokens: int = 0
     max_answer_tokens: int = 16
     max_passage_tokens: int = 255
@@ -164,6 +174,7 @@ class SlotOptions(ReaderOptions):
         _require_choice("decoding", self.decoding, get_args(Decoding))
         _require_choice("mode", self.mode, get_args(Mode))
         _require_int("top_k", self.top_k, 1)
+        _require_ratio(self.no_answer_ratio)
         _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
         if self.decoding == "greedy" and self.top_k > 1:
             raise InputError(
@@ -220,6 +231,14 @@ class SpanOptions(ReaderOptions):
 def _require_lengths(least: object, most: object) -> None:
     _require_int("min_answer_tokens", least, 0)
     _require_int("max_answer_tokens", most, max(1, int(least)))  # type: ignore[call-overload]
+
+
+def _require_ratio(ratio: object) -> None:
+    if ratio is None:
+        return
+    _require_number("no_answer_ratio", ratio)
+    if not ratio >= 1:  # type: ignore[operator]
+        raise InputError(f"no_answer_ratio: expected at least 1, got {ratio}")
 
 
 def _require_number(name: str, value: object) -> None:

@@ -9,9 +9,9 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -86,12 +86,16 @@ class LoadedModel:
         ``"original"`` (space and 、；， become a comma).
     source
         The directory or hub id that was asked for; the directory of the packaged model if none was.
+    reading
+        For each kind of reader (``"seq2seq"``, ``"mlm"``, ``"span"``) the options that hold where a
+        call gives none.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     normalization: Normalization
     source: str
+    reading: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class _Settings:
 
     int8: bool = False
     normalization: Normalization = "none"
+    reading: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def packaged_model_path() -> Path:
@@ -153,9 +158,10 @@ def load_model(
     Notes
     -----
     A directory may hold a file ``fastmrc.json`` with the keys ``format`` (``"int8-per-row"``, see
-    `fastmrc.int8`; without it the weights are read as transformers wrote them) and
-    ``normalization`` (``"none"``, the default, or ``"original"``). Training also writes
-    ``pooling``, which no reader needs.
+    `fastmrc.int8`; without it the weights are read as transformers wrote them), ``normalization``
+    (``"none"``, the default, or ``"original"``) and ``reading`` (for each kind of reader an object
+    of its options, as in ``{"mlm": {"no_answer_ratio": 2.0}}``). Training also writes ``pooling``,
+    which no reader needs.
     """
     import torch
 
@@ -238,7 +244,8 @@ def _load_directory(
             model_class, directory, config, settings.int8, source, **arguments
         )
     _refuse_mismatched(report, source)
-    return LoadedModel(model, tokenizer, settings.normalization, source), report
+    loaded = LoadedModel(model, tokenizer, settings.normalization, source, settings.reading)
+    return loaded, report
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -367,7 +374,13 @@ def _read_settings(directory: Path, source: str) -> _Settings:
             f"{source}: {SETTINGS_FILE}: normalization: expected one of "
             f"{', '.join(get_args(Normalization))}, got {normalization!r}"
         )
-    return _Settings(model_format is not None, normalization)
+    reading = values.get("reading", {})
+    if not isinstance(reading, dict) or not all(isinstance(v, dict) for v in reading.values()):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: reading: expected an object of options for each kind of "
+            f"reader, got {json.dumps(reading, ensure_ascii=False):.60}"
+        )
+    return _Settings(model_format is not None, normalization, reading)
 
 
 def _load_config(directory: Path, source: str) -> PreTrainedConfig:

@@ -55,12 +55,18 @@ class SearchResult:
     hypotheses
         Finished and live hypotheses by falling score, at most the beam size.
     surviving
-        For each passage, whether it stayed after step 0.
+        For each passage, whether it holds an answer: its most likely first token is not the end.
+    voting
+        For each passage, whether it voted: all that survive, or the likeliest of them.
+    no_answer
+        For each passage, the probability of the end token as the first one.
     """
 
     best: Hypothesis | None
     hypotheses: list[Hypothesis]
     surviving: list[bool]
+    voting: list[bool]
+    no_answer: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +109,15 @@ class Answer:
     token_ids
         Answer tokens without the end token.
     spans
-        Every occurrence in the surviving passages, in order.
+        Every occurrence in the passages that were not rejected, in order.
     candidates
         The n-best list by falling score. Seq2seq reader: finished and live hypotheses, at most the
         beam size; the others: the answers that passages voted on.
     timings
         Seconds spent on this question.
     no_answer_score
-        Span reader: the smallest probability of "no answer" over the windows of all passages, None
-        if its model has no position for it. None from the other readers.
+        The smallest probability of "no answer" over the windows of all passages; None if there is
+        no window, or the span reader's model has no position for it.
     """
 
     text: str = ""

@@ -59,6 +59,7 @@ struct Outcome {
   std::vector<Hypothesis> hypotheses;
   int32_t best = -1;
   std::vector<uint8_t> surviving;
+  std::vector<uint8_t> voting;
 };
 
 std::string describe(const Outcome& outcome) {
@@ -74,6 +75,7 @@ std::string describe(const Outcome& outcome) {
 
 void check_equal(const Outcome& found, const Outcome& expected) {
   bool same = found.best == expected.best && found.surviving == expected.surviving &&
+              found.voting == expected.voting &&
               found.hypotheses.size() == expected.hypotheses.size();
   for (size_t i = 0; same && i < expected.hypotheses.size(); ++i) {
     const Hypothesis& a = found.hypotheses[i];
@@ -154,10 +156,13 @@ class Driver {
 
   Outcome outcome(int32_t q) const {
     const auto at = static_cast<size_t>(q);
-    const auto first = search_->surviving().begin();
+    const int32_t first = question_offsets_[at], last = question_offsets_[at + 1];
+    const auto surviving = search_->surviving().begin();
+    const auto voting = search_->voting().begin();
     return {search_->hypotheses(q),
             search_->best(q),
-            {first + question_offsets_[at], first + question_offsets_[at + 1]}};
+            {surviving + first, surviving + last},
+            {voting + first, voting + last}};
   }
 
  private:
@@ -240,7 +245,7 @@ class Driver {
       CHECK(!live.empty());
       const auto at = static_cast<size_t>(q);
       for (int32_t p = question_offsets_[at]; p < question_offsets_[at + 1]; ++p) {
-        if (search_->surviving()[static_cast<size_t>(p)] == 0) continue;
+        if (search_->voting()[static_cast<size_t>(p)] == 0) continue;
         for (const Tokens& tokens : live) {
           row_passage.push_back(p);
           row_question.push_back(static_cast<int32_t>(a));
@@ -278,7 +283,11 @@ class Naive {
       const std::vector<float> row = script_.row(passage.id, {});
       const auto argmax = std::max_element(row.begin(), row.end()) - row.begin();
       outcome.surviving.push_back(argmax != options_.end_id);
-      if (argmax != options_.end_id) passages_.push_back(passage);
+    }
+    outcome.voting = outcome.surviving;
+    if (std::isfinite(options_.no_answer_ratio)) drop_unsure(&outcome.voting);
+    for (size_t p = 0; p < question_.passages.size(); ++p) {
+      if (outcome.voting[p] != 0) passages_.push_back(question_.passages[p]);
     }
     if (!passages_.empty()) search();
     std::stable_sort(order_.begin(), order_.end(),
@@ -297,6 +306,26 @@ class Naive {
     Tokens tokens;
     float score;
   };
+
+  void drop_unsure(std::vector<uint8_t>* voting) const {
+    double least = 1;
+    for (size_t p = 0; p < voting->size(); ++p) {
+      const bool counts = options_.vote != Vote::kWeighted || question_.passages[p].weight > 0;
+      if ((*voting)[p] != 0 && counts) least = std::min(least, no_answer(p));
+    }
+    for (size_t p = 0; p < voting->size(); ++p) {
+      if (no_answer(p) > options_.no_answer_ratio * least) (*voting)[p] = 0;
+    }
+  }
+
+  double no_answer(size_t p) const {
+    const std::vector<float> row = script_.row(question_.passages[p].id, {});
+    fastmrc::RowStats stats;
+    const auto n = static_cast<int64_t>(row.size());
+    fastmrc::row_stats({row.data(), DType::kFloat32, 1, n, n}, &stats);
+    return std::exp(static_cast<double>(row[static_cast<size_t>(options_.end_id)]) -
+                    stats.logsumexp);
+  }
 
   struct Choice {
     float score;
@@ -363,7 +392,7 @@ class Naive {
     return done_.back().score >= normalized(best_live, length);
   }
 
-  // Whether answer + token is a piece of a surviving passage.
+  // Whether answer + token is a piece of a voting passage.
   bool is_piece(const Tokens& answer) const {
     return std::any_of(passages_.begin(), passages_.end(), [&](const Passage& p) {
       return std::search(p.tokens.begin(), p.tokens.end(), answer.begin(), answer.end()) !=
@@ -434,7 +463,7 @@ class Naive {
   const BeamSearchOptions& options_;
   const Question& question_;
   const Script& script_;
-  std::vector<Passage> passages_;  // surviving ones
+  std::vector<Passage> passages_;  // voting ones
   std::vector<Hypothesis> done_;
   std::vector<size_t> order_;
   int64_t best_ = -1;
@@ -505,6 +534,8 @@ BeamSearchOptions random_options(std::mt19937* random) {
       static_cast<int32_t>((*random)() % static_cast<uint32_t>(options.vocabulary_size));
   options.spans_only = (*random)() % 2 == 0;
   options.look_ahead = static_cast<int32_t>((*random)() % 5);
+  const double ratios[] = {1.0, 1.5, 4.0, kInf, kInf};
+  options.no_answer_ratio = ratios[(*random)() % 5];
   return options;
 }
 
@@ -610,6 +641,44 @@ void test_look_ahead_leaves_errors_to_the_step() {
     driver.step();
     CHECK_EQ(driver.search().request().width, 0);
     CHECK_THROWS(driver.step(), std::invalid_argument, "constraint");
+  }
+}
+
+void test_no_answer_ratio() {
+  fastmrc_test::context() = "no_answer_ratio";
+  const Table script({{{0, {}}, {0.30, 0.40, 0.15, 0.15}},
+                      {{1, {}}, {0.45, 0.50, 0.03, 0.02}},
+                      {{2, {}}, {0.30, 0.40, 0.15, 0.15}},
+                      {{3, {}}, {0.70, 0.10, 0.10, 0.10}},
+                      {{4, {}}, {0.20, 0.30, 0.25, 0.25}},
+                      {{-1, {}}, {0.25, 0.25, 0.25, 0.25}}});
+  BeamSearchOptions options = small_options();
+  const std::vector<Question> questions = {
+      {{{0, {1}, 1}, {1, {1}, 1}, {2, {1}, 1}, {3, {1}, 1}, {4, {1}, 1}}, nullptr}};
+  const std::map<double, std::vector<uint8_t>> expected = {
+      {1.0, {0, 0, 0, 0, 1}}, {1.4, {0, 0, 0, 0, 1}}, {1.6, {1, 0, 1, 0, 1}},
+      {2.5, {1, 1, 1, 0, 1}}, {9.0, {1, 1, 1, 0, 1}}, {kInf, {1, 1, 1, 0, 1}}};
+  for (const auto& [ratio, voting] : expected) {
+    options.no_answer_ratio = ratio;
+    Driver driver(options, questions, script);
+    const Outcome outcome = driver.run()[0];
+    CHECK_EQ(outcome.voting, voting);
+    CHECK_EQ(outcome.surviving, (std::vector<uint8_t>{1, 1, 1, 0, 1}));
+    const std::vector<double>& no_answer = driver.search().no_answer();
+    const std::vector<double> by_hand = {0.30, 0.45, 0.30, 0.70, 0.20};
+    for (size_t p = 0; p < by_hand.size(); ++p) CHECK(std::abs(no_answer[p] - by_hand[p]) < 1e-6);
+  }
+  // A passage of weight 0 does not set the bar.
+  std::vector<Question> weighted = questions;
+  weighted[0].passages[4].weight = 0;
+  options.vote = Vote::kWeighted;
+  options.no_answer_ratio = 1.2;
+  CHECK_EQ(Driver(options, weighted, script).run()[0].voting,
+           (std::vector<uint8_t>{1, 0, 1, 0, 1}));
+  for (const double wrong : {0.9, -1.0, std::nan("")}) {
+    options.no_answer_ratio = wrong;
+    CHECK_THROWS(Driver(options, questions, script), std::invalid_argument,
+                 "no_answer_ratio: expected a number of at least 1");
   }
 }
 
@@ -903,6 +972,7 @@ int main() {
   test_random_searches();
   test_look_ahead_follows_single_continuations();
   test_look_ahead_leaves_errors_to_the_step();
+  test_no_answer_ratio();
   test_passages_without_answer_leave();
   test_original_rule();
   test_original_rule_at_step_0();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -32,7 +33,10 @@ struct BeamSearchOptions {
   double length_penalty = 1.0;  // finish kPool only
   int32_t end_id = 0;
   int32_t vocabulary_size = 0;
-  bool spans_only = true;  // answers are pieces of the surviving passages, unless constraints say
+  // Of the passages that hold an answer those vote that are at most so many times as likely to hold
+  // none as the surest one, at least 1; infinity: all vote.
+  double no_answer_ratio = std::numeric_limits<double>::infinity();
+  bool spans_only = true;  // answers are pieces of the voting passages, unless constraints say
   // Tokens that a request may ask for beyond a hypothesis of the last active question, as long as
   // its constraint leaves one continuation besides the end token. A step whose hypotheses are all
   // known needs no call of the encoder.
@@ -61,7 +65,7 @@ struct StepRequest {
   // and to its own.
   int32_t columns = 0;
   std::vector<uint8_t> ancestors;  // [active, width, columns]
-  // The rows of logits expected, in order question, surviving passage, hypothesis.
+  // The rows of logits expected, in order question, voting passage, hypothesis.
   std::vector<int32_t> row_passage;   // [rows] index into all passages
   std::vector<int32_t> row_question;  // [rows] index into `questions`
   std::vector<int32_t> row_column;    // [rows] column of the newest token of the hypothesis
@@ -88,8 +92,11 @@ class BeamSearch {
   const StepRequest& request() const { return request_; }
 
   int32_t num_questions() const { return static_cast<int32_t>(question_offsets_.size()) - 1; }
-  // Whether each passage stayed after step 0. [passages]
+  // Whether each passage holds an answer as step 0 tells, and whether it votes. [passages]
   const std::vector<uint8_t>& surviving() const { return surviving_; }
+  const std::vector<uint8_t>& voting() const { return voting_; }
+  // Probability of the end token as the first one, known after step 0. [passages]
+  const std::vector<double>& no_answer() const { return no_answer_; }
   // Finished and live hypotheses by falling score; best: index into them, -1 if there is no answer.
   std::vector<Hypothesis> hypotheses(int32_t question) const;
   int32_t best(int32_t question) const { return beams_[static_cast<size_t>(question)].best; }
@@ -105,7 +112,7 @@ class BeamSearch {
   };
 
   struct Beam {
-    std::vector<int32_t> passages;  // surviving ones
+    std::vector<int32_t> passages;  // voting ones
     int32_t size = 0;               // hypotheses it may hold
     // Live hypotheses, a structure of arrays.
     std::vector<float> scores;
@@ -119,7 +126,8 @@ class BeamSearch {
   };
 
   void check_input() const;
-  void drop_passages_without_answer(const Rows& logits);
+  void choose_passages(const Rows& logits);
+  void drop_unsure_passages(const Beam& beam);
   void build_constraints();
   void select(const Rows& logits);
   void finish_original(Beam& beam, const std::vector<Candidate>& candidates);
@@ -146,7 +154,8 @@ class BeamSearch {
   std::vector<float> weights_;
 
   int32_t step_ = 0;
-  std::vector<uint8_t> surviving_;
+  std::vector<uint8_t> surviving_, voting_;
+  std::vector<double> no_answer_;
   std::vector<Beam> beams_;
   // All tokens ever appended, with their predecessors: hypotheses are read off backwards, so
   // nothing is copied when the beam is reordered. A node without a column (-1) is not encoded;

@@ -137,6 +137,12 @@ def _add_search_options(search: argparse._ArgumentGroup) -> None:
     add("finish", "when the search ends", choices=get_args(Finish))
     add("length_penalty", "exponent of the length with --finish pool", type=float, metavar="X")
     add("combine", "vote at each step, or on finished answers", choices=get_args(Combine))
+    add(
+        "no_answer_ratio",
+        "only passages vote that are at most X times as likely to hold none as the surest",
+        type=float,
+        metavar="X",
+    )
     add("no_answer_threshold", "give no answer below this score", type=float, metavar="X")
     yes_or_no: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     add("handle_impossible_answer", "whether a passage may hold no answer", **yes_or_no)

@@ -15,14 +15,25 @@ from numpy.typing import NDArray
 
 from fastmrc import _C
 from fastmrc.constraints import Automaton, flatten_sequences
-from fastmrc.errors import InputError
+from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import ReaderOptions
-from fastmrc.pretrained import LoadedModel, Normalization, Task, load_model, max_positions
+from fastmrc.pretrained import (
+    SETTINGS_FILE,
+    LoadedModel,
+    Normalization,
+    Task,
+    load_model,
+    max_positions,
+)
 from fastmrc.readers.voting import answer_vote
 from fastmrc.text import TextCodec, TokenizedText, window_starts
 from fastmrc.types import Answer, Candidate, Hypothesis, Span, Timings
 
-__all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer"]
+__all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer", "voting_windows"]
+
+
+# Options of which a model's own are of use together only.
+_TOGETHER = (("max_passage_tokens", "stride"), ("vote", "combine", "no_answer_ratio"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ class Reader(ABC):
     questions are answered; everything else is here.
     """
 
+    method: ClassVar[str]  # kind of reader, as the command line names it
     task: ClassVar[Task] = "masked-LM"
     attention: ClassVar[str | None] = None  # implementation of transformers; None: any
     options_type: ClassVar[type[ReaderOptions]]
@@ -93,6 +105,13 @@ class Reader(ABC):
         self._codec = TextCodec(loaded.tokenizer, loaded.normalization)
         self._vocabulary_size = int(loaded.model.config.vocab_size)
         self._max_positions = max_positions(loaded.model.config)
+        self._settings = dict(loaded.reading.get(self.method, {}))
+        try:
+            self._checked_options(self._settings)
+        except (InputError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"{loaded.source}: {SETTINGS_FILE}: reading: {self.method}: {error}"
+            ) from None
 
     @classmethod
     def from_pretrained(
@@ -170,7 +189,10 @@ class Reader(ABC):
             `fastmrc.Trie` of the admissible answers. Not for `SpanReader`.
         **options
             Fields of the reader's options: `fastmrc.options.SearchOptions` for `Seq2SeqReader`,
-            `SlotOptions` for `MLMReader`, `SpanOptions` for `SpanReader`.
+            `SlotOptions` for `MLMReader`, `SpanOptions` for `SpanReader`. Where none is given the
+            model's own holds (``reading`` in its ``fastmrc.json``), else the default. Two groups go
+            together: a call that gives `max_passage_tokens` or `stride`, or one of `vote`,
+            `combine` and `no_answer_ratio`, sets the model's own aside for the whole group.
 
         Returns
         -------
@@ -258,7 +280,11 @@ class Reader(ABC):
                 f"answer: unexpected keyword {', '.join(unknown)}; "
                 f"expected {', '.join(sorted(names))}"
             )
-        return self.options_type(**options)
+        kept = dict(self._settings)
+        for group in _TOGETHER:
+            if not options.keys().isdisjoint(group):
+                kept = {name: value for name, value in kept.items() if name not in group}
+        return self.options_type(**kept | options)
 
     def _prepare(
         self,
@@ -406,6 +432,33 @@ class Reader(ABC):
         return self._codec.decode(reading.token_ids)
 
 
+def voting_windows(
+    surviving: Sequence[bool],
+    no_answer: Sequence[float],
+    weights: Sequence[float],
+    ratio: float | None,
+) -> list[int]:
+    """Return the indices of the windows that take part in the vote on finished answers.
+
+    Parameters
+    ----------
+    surviving
+        Whether each window gave an answer.
+    no_answer
+        For each window the probability that it holds none.
+    weights
+        One per window.
+    ratio
+        Of the surviving windows those vote whose `no_answer` is at most so many times the least
+        (of a window whose weight is not 0). None: all vote, rejected ones without an answer.
+    """
+    if ratio is None:
+        return list(range(len(surviving)))
+    seen = [i for i, stays in enumerate(surviving) if stays]
+    least = min((no_answer[i] for i in seen if weights[i] > 0), default=1.0)
+    return [i for i in seen if no_answer[i] <= ratio * least]
+
+
 def _check_per_question(name: str, values: Sequence[Any] | None, questions: int) -> None:
     if values is not None and len(values) != questions:
         raise InputError(f"{name}: expected one per question, {questions}, got {len(values)}")
@@ -444,12 +497,16 @@ def to_answer(
     candidates: list[Candidate],
     options: ReaderOptions,
     timings: Timings,
+    no_answer_score: float | None,
 ) -> Answer:
     """Return the best candidate as the answer, the empty one if it is below the threshold."""
     threshold = options.no_answer_threshold
+    found = Answer(candidates=candidates, timings=timings, no_answer_score=no_answer_score)
     if best is None or not best.token_ids or (threshold is not None and best.score < threshold):
-        return Answer(candidates=candidates, timings=timings)
-    return Answer(best.text, best.score, best.token_ids, best.spans, candidates, timings)
+        return found
+    return replace(
+        found, text=best.text, score=best.score, token_ids=best.token_ids, spans=best.spans
+    )
 
 
 def _cut(passages: Sequence[str], span: Span) -> str:

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from fastmrc.errors import InputError
 from fastmrc.options import SearchOptions
-from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
+from fastmrc.readers.base import (
+    PreparedQuestion,
+    Reader,
+    Reading,
+    Window,
+    to_answer,
+    voting_windows,
+)
 from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Candidate, Hypothesis, SearchResult, Timings
 
@@ -33,6 +40,7 @@ class Decoded:
 class BeamReader(Reader):
     """Base of the seq2seq readers: the input is ``[CLS] passage [SEP] question [SEP]``."""
 
+    method = "seq2seq"
     attention = "sdpa"
     options_type = SearchOptions
 
@@ -89,7 +97,9 @@ class BeamReader(Reader):
                 if h == result.best
             )
         decode = decoded.decode + time.perf_counter() - begin
-        return to_answer(best, candidates, options, Timings(0.0, decoded.encode, decode))
+        timings = Timings(0.0, decoded.encode, decode)
+        no_answer = min(result.no_answer, default=None)
+        return to_answer(best, candidates, options, timings, no_answer)
 
     def _answer_by_window(
         self, questions: list[PreparedQuestion], options: SearchOptions, progress: bool
@@ -101,7 +111,7 @@ class BeamReader(Reader):
             for window in question.windows
         ]
         # One passage has nobody to agree with: its own probabilities are the score.
-        decoded = self._decode(alone, replace(options, vote="mean"), progress)
+        decoded = self._decode(alone, replace(options, vote="mean", no_answer_ratio=None), progress)
         ends = np.cumsum([0] + [len(question.windows) for question in questions])
         answers = []
         for question, (first, last) in zip(questions, pairwise(ends.tolist()), strict=True):
@@ -114,19 +124,26 @@ class BeamReader(Reader):
                 sum(item.decode for item in group) + time.perf_counter() - begin,
             )
             best = candidates[0] if candidates else None
-            answers.append(to_answer(best, candidates[: options.beam_size], options, timings))
+            no_answer = min((item.result.no_answer[0] for item in group), default=None)
+            heard = candidates[: options.beam_size]
+            answers.append(to_answer(best, heard, options, timings, no_answer))
         return answers
 
     def _vote_on_results(
         self, question: PreparedQuestion, group: Sequence[Decoded], options: SearchOptions
     ) -> list[Candidate]:
         """Merge the answers of the windows; the score is the logarithm of the vote."""
+        weights = question.window_weights()
+        results = [item.result for item in group]
+        voting = voting_windows(
+            [result.surviving[0] for result in results],
+            [result.no_answer[0] for result in results],
+            weights,
+            options.no_answer_ratio,
+        )
         readings: list[list[Reading]] = []
-        surviving: list[Window] = []
-        for window, item in zip(question.windows, group, strict=True):
-            best = item.result.best
-            if item.result.surviving[0]:
-                surviving.append(window)
+        for i in voting:
+            window, best = question.windows[i], results[i].best
             if best is None or not best.token_ids:
                 readings.append([])
                 continue
@@ -135,8 +152,8 @@ class BeamReader(Reader):
         voted = self._vote(
             question,
             readings,
-            question.window_weights(),
-            surviving,
+            [weights[i] for i in voting],
+            [w for w, result in zip(question.windows, results, strict=True) if result.surviving[0]],
             options,
             options.mode == "extractive",
         )

@@ -13,8 +13,8 @@ from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.slots import SlotEncoder
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
-from fastmrc.readers.base import PreparedQuestion, Reading
-from fastmrc.readers.slots import FilledSlots, SlotKernels, SlotReader
+from fastmrc.readers.base import PreparedQuestion
+from fastmrc.readers.slots import FilledSlots, SlotKernels, SlotReader, WindowSlots
 
 __all__ = ["MLMReader"]
 
@@ -41,7 +41,7 @@ class MLMReader(SlotReader):
         self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool
     ) -> list[FilledSlots]:
         places = [(q, w) for q, question in enumerate(questions) for w in question.windows]
-        readings: dict[int, list[Reading]] = {}
+        read: dict[int, WindowSlots] = {}
         encode, decode = [0.0] * len(questions), [0.0] * len(questions)
         most_rows = _MAX_LOGITS // (self._vocabulary_size * options.max_answer_tokens)
         batches = by_length([len(window.input_ids) for _, window in places], most_rows)
@@ -56,14 +56,14 @@ class MLMReader(SlotReader):
                 middle = time.perf_counter()
                 found = self._read_slots(logits, windows, constraints, options)
                 end = time.perf_counter()
-                readings |= zip(batch, found, strict=True)
+                read |= zip(batch, found, strict=True)
                 for i in batch:
                     encode[places[i][0]] += (middle - begin) / len(batch)
                     decode[places[i][0]] += (end - middle) / len(batch)
                 bar.update(len(batch))
                 if len(batch) < len(places):
                     return_freed_memory()
-        filled: list[list[list[Reading]]] = [[] for _ in questions]
+        filled: list[list[WindowSlots]] = [[] for _ in questions]
         for i, (q, _) in enumerate(places):
-            filled[q].append(readings[i])
+            filled[q].append(read[i])
         return [FilledSlots(*parts) for parts in zip(filled, encode, decode, strict=True)]

@@ -40,7 +40,7 @@ class Seq2SeqReader(BeamReader):
         self, questions: Sequence[PreparedQuestion], options: SearchOptions, progress: bool
     ) -> list[Decoded]:
         decoded = [
-            Decoded(SearchResult(None, [], []), 0.0, 0.0) for _ in questions
+            Decoded(SearchResult(None, [], [], [], []), 0.0, 0.0) for _ in questions
         ]  # of questions without windows
         with tqdm(total=len(questions), disable=not progress, unit="question") as bar:
             for group in _groups(questions):

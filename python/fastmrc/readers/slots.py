@@ -14,18 +14,33 @@ from numpy.typing import NDArray
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
-from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
+from fastmrc.readers.base import (
+    PreparedQuestion,
+    Reader,
+    Reading,
+    Window,
+    to_answer,
+    voting_windows,
+)
 from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Timings
 
-__all__ = ["FilledSlots", "SlotKernels", "SlotReader"]
+__all__ = ["FilledSlots", "SlotKernels", "SlotReader", "WindowSlots"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSlots:
+    """The answers of one window, best first, and the probability that it holds none."""
+
+    readings: list[Reading]
+    no_answer: float
 
 
 @dataclass(frozen=True, slots=True)
 class FilledSlots:
-    """The answers of each window of a question, best first, and the seconds they took."""
+    """What the slots of each window of a question spell, and the seconds they took."""
 
-    readings: list[list[Reading]]
+    windows: list[WindowSlots]
     encode: float
     decode: float
 
@@ -42,6 +57,7 @@ class SlotKernels:
 class SlotReader(Reader):
     """Base of the MLM readers: ``[CLS] [MASK]*L [SEP] question [SEP] passage [SEP]``."""
 
+    method = "mlm"
     options_type = SlotOptions
     kernels: ClassVar[SlotKernels]
 
@@ -63,7 +79,7 @@ class SlotReader(Reader):
         windows: Sequence[Window],
         constraints: Sequence[Any],
         options: SlotOptions,
-    ) -> list[list[Reading]]:
+    ) -> list[WindowSlots]:
         """Read the answers of windows off their logits [windows, slots, V]."""
         automata = [
             self.kernels.span_index([window.text.token_ids])
@@ -81,8 +97,9 @@ class SlotReader(Reader):
         else:
             found = (array[:, None] for array in self.kernels.slot_argmax(logits, **rules))
         tokens, lengths, scores = (np.asarray(array) for array in found)
+        no_answer = _probability_of(self._codec.sep_id, np.asarray(logits[:, 0])).tolist()
         return [
-            _readings_of(window, tokens[i], lengths[i], scores[i])
+            WindowSlots(_readings_of(window, tokens[i], lengths[i], scores[i]), no_answer[i])
             for i, window in enumerate(windows)
         ]
 
@@ -131,19 +148,31 @@ class SlotReader(Reader):
     ) -> Answer:
         begin = time.perf_counter()
         # A window whose best answer is empty holds none: its further ones do not change that.
-        voters = [own if own and own[0].token_ids else [] for own in filled.readings]
-        surviving = [w for w, own in zip(question.windows, voters, strict=True) if own]
+        given = [own.readings for own in filled.windows]
+        given = [own if own and own[0].token_ids else [] for own in given]
+        no_answer = [own.no_answer for own in filled.windows]
+        weights = question.window_weights()
+        ratio = options.no_answer_ratio
+        voting = voting_windows([bool(own) for own in given], no_answer, weights, ratio)
         candidates = self._vote(
             question,
-            voters,
-            question.window_weights(),
-            surviving,
+            [given[i] for i in voting],
+            [weights[i] for i in voting],
+            [window for window, own in zip(question.windows, given, strict=True) if own],
             options,
             options.mode == "extractive",
         )
         decode = filled.decode + time.perf_counter() - begin
         best = candidates[0] if candidates else None
-        return to_answer(best, candidates, options, Timings(0.0, filled.encode, decode))
+        timings = Timings(0.0, filled.encode, decode)
+        return to_answer(best, candidates, options, timings, min(no_answer, default=None))
+
+
+def _probability_of(token: int, logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probability of a token in each row of logits [rows, V]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    probability: NDArray[np.float64] = np.exp(shifted[:, token]) / np.exp(shifted).sum(axis=1)
+    return probability
 
 
 def _readings_of(

@@ -6,7 +6,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
@@ -53,6 +53,7 @@ class WindowSpans:
 class SpanHeadReader(Reader):
     """Base of the span readers: question and passage as the model's tokenizer joins them."""
 
+    method = "span"
     task = "question-answering"
     options_type = SpanOptions
 
@@ -178,8 +179,9 @@ class SpanHeadReader(Reader):
             sum(spans.encode for spans in found),
             sum(spans.decode for spans in found) + time.perf_counter() - begin,
         )
-        answer = to_answer(candidates[0] if candidates else None, candidates, options, timings)
-        return replace(answer, no_answer_score=min(null_scores, default=None))
+        best_candidate = candidates[0] if candidates else None
+        no_answer = min(null_scores, default=None)
+        return to_answer(best_candidate, candidates, options, timings, no_answer)
 
     def _merge_windows(
         self, passage: str, own: Sequence[tuple[Window, WindowSpans]], options: SpanOptions

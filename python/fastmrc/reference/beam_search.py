@@ -20,6 +20,7 @@ from fastmrc.reference.ops import (
     check_logits,
     checked_weights,
     select,
+    softmax,
 )
 from fastmrc.types import Hypothesis, SearchResult
 
@@ -55,6 +56,7 @@ def beam_search(
     max_tokens: int = 32,
     finish: Finish = "original",
     length_penalty: float = 1.0,
+    no_answer_ratio: float | None = None,
     constraint: Automaton | None = None,
     literal: bool = False,
 ) -> SearchResult:
@@ -69,7 +71,7 @@ def beam_search(
     next_logits
         Called as ``next_logits(prefixes, passage_ids)``; returns float logits (or
         log-probabilities) [len(passage_ids), len(prefixes), V] of the next token. At first it is
-        asked for all passages with ``prefixes = [[]]``, then for the surviving ones only.
+        asked for all passages with ``prefixes = [[]]``, then for the voting ones only.
     passages
         Token ids of each passage, without special tokens.
     end_id
@@ -77,10 +79,10 @@ def beam_search(
     beam_size
         Number of hypotheses, at least 1.
     mode
-        ``"extractive"``: answers are contiguous pieces of a surviving passage;
+        ``"extractive"``: answers are contiguous pieces of a voting passage;
         ``"generative"``: any tokens.
     vote, weights
-        As for `fastmrc.reference.beam_step`; one weight per passage, surviving or not.
+        As for `fastmrc.reference.beam_step`; one weight per passage, voting or not.
     min_tokens, max_tokens
         Least number of tokens before the end token, and number of steps: an answer has at most
         `max_tokens` tokens, or one fewer and the end token.
@@ -90,6 +92,10 @@ def beam_search(
         hypotheses compete by score / length ** `length_penalty`, the end token counted.
     length_penalty
         Exponent of the length for ``finish="pool"``; finite.
+    no_answer_ratio
+        Of the passages that do not leave those vote whose probability of the end token as the
+        first one is at most so many times the least (of a passage whose weight is not 0). None:
+        all vote.
     constraint
         An automaton (`fastmrc.reference.Trie` or the native ones) that replaces the constraint of
         `mode`. The end token needs a final state.
@@ -101,7 +107,8 @@ def beam_search(
     Returns
     -------
     fastmrc.types.SearchResult
-        Best hypothesis (or None), all of them, and which passages survived.
+        Best hypothesis (or None), all of them, which passages survived and voted, and how likely
+        each holds no answer.
 
     Raises
     ------
@@ -124,6 +131,7 @@ def beam_search(
         vote=vote,
         weights=weights,
         min_tokens=require_int("min_tokens", min_tokens, 0),
+        no_answer_ratio=math.inf if no_answer_ratio is None else no_answer_ratio,
         constraint=constraint,
         literal=literal,
     )
@@ -132,15 +140,21 @@ def beam_search(
     require_choice("finish", finish, get_args(Finish))
     if not math.isfinite(length_penalty):
         raise InputError(f"length_penalty: expected a finite number, got {length_penalty}")
+    if no_answer_ratio is not None and not no_answer_ratio >= 1:
+        raise InputError(f"no_answer_ratio: expected at least 1, got {no_answer_ratio}")
 
     if not search.start():
-        return SearchResult(None, [], search.surviving)
+        return SearchResult(None, [], search.surviving, search.voting, search.no_answer)
     if finish == "original":
         best, found = _search_original(search, beam_size, max_tokens)
     else:
         best, found = _search_pool(search, beam_size, max_tokens, length_penalty)
     return SearchResult(
-        None if best is None else best.result(), [h.result() for h in found], search.surviving
+        None if best is None else best.result(),
+        [h.result() for h in found],
+        search.surviving,
+        search.voting,
+        search.no_answer,
     )
 
 
@@ -207,12 +221,15 @@ class _Search:
         vote: Vote,
         weights: Any,
         min_tokens: int,
+        no_answer_ratio: float,
         constraint: Automaton | None,
         literal: bool,
     ) -> None:
         require_choice("mode", mode, get_args(Mode))
         require_choice("vote", vote, get_args(Vote))
         self.surviving = [True] * len(passages)
+        self.voting = [True] * len(passages)
+        self.no_answer = [0.0] * len(passages)
         self.min_tokens = min_tokens
         self._next_logits = next_logits
         self._passages = passages
@@ -220,9 +237,10 @@ class _Search:
         self._extractive = mode == "extractive" and constraint is None
         self._vote = vote
         self._weights = checked_weights(vote, weights, len(passages))
+        self._no_answer_ratio = no_answer_ratio
         self._constraint = constraint
         self._literal = literal
-        self._ids = list(range(len(passages)))  # of the surviving passages
+        self._ids = list(range(len(passages)))  # of the voting passages
         self._first: NDArray[Any] | None = None  # logits of step 0, used once
         if self._extractive:
             for p, passage in enumerate(passages):
@@ -230,12 +248,18 @@ class _Search:
                     raise InputError(f"passages[{p}]: expected no end token {end_id}, got one")
 
     def start(self) -> bool:
-        """Let the passages without an answer leave; tell whether any is left."""
+        """Let the passages without an answer leave; tell whether any is left to vote."""
         if not self._ids:
             return False
         logits = self._logits([[]])
+        no_answer = softmax(logits[:, 0])[:, self._end_id]
+        self.no_answer = no_answer.tolist()
         stays = logits[:, 0].argmax(axis=-1) != self._end_id  # argmax: the lowest id on ties
         self.surviving = stays.tolist()
+        if math.isfinite(self._no_answer_ratio):
+            counts = stays if self._weights is None else stays & (self._weights > 0)
+            stays &= no_answer <= self._no_answer_ratio * no_answer[counts].min(initial=1.0)
+        self.voting = stays.tolist()
         self._ids = np.flatnonzero(stays).tolist()
         self._passages = [self._passages[p] for p in self._ids]
         if self._weights is not None:

@@ -47,7 +47,7 @@ class Seq2SeqReader(BeamReader):
 
     def _search(self, question: PreparedQuestion, options: SearchOptions) -> Decoded:
         if not question.windows:
-            return Decoded(SearchResult(None, [], []), 0.0, 0.0)
+            return Decoded(SearchResult(None, [], [], [], []), 0.0, 0.0)
         begin = time.perf_counter()
         clock = _Clock(
             self._encoder.next_logits_for([w.input_ids.tolist() for w in question.windows])
@@ -64,6 +64,7 @@ class Seq2SeqReader(BeamReader):
             max_tokens=options.max_answer_tokens,
             finish=options.finish,
             length_penalty=options.length_penalty,
+            no_answer_ratio=options.no_answer_ratio,
             constraint=question.constraint,
         )
         total = time.perf_counter() - begin
@@ -94,8 +95,8 @@ class MLMReader(SlotReader):
         logits = self.slot_logits(question.windows, options.max_answer_tokens)
         middle = time.perf_counter()
         constraints = [question.constraint] * len(question.windows)
-        readings = self._read_slots(logits, question.windows, constraints, options)
-        return FilledSlots(readings, middle - begin, time.perf_counter() - middle)
+        read = self._read_slots(logits, question.windows, constraints, options)
+        return FilledSlots(read, middle - begin, time.perf_counter() - middle)
 
     @torch.inference_mode()
     def slot_logits(self, windows: Sequence[Window], slots: int) -> NDArray[np.float32]:

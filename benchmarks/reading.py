@@ -28,9 +28,6 @@ from fastmrc.data import Question, read_questions
 from fastmrc.errors import InputError
 from fastmrc.metrics import Reference, evaluate
 
-# Windows of long passages share half of their tokens.
-STRIDE = 128
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -132,8 +129,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--method", nargs="+", choices=tuple(METHODS), default=["seq2seq"])
     parser.add_argument("-n", type=int, help="number of questions (all)")
-    parser.add_argument("--stride", type=int, default=STRIDE, help=f"of windows ({STRIDE})")
-    parser.add_argument("--max-passage-tokens", type=int, help="of windows (the reader's own)")
+    own = "(the model's own, or the reader's)"
+    parser.add_argument("--max-passage-tokens", type=int, help=f"of windows {own}")
+    parser.add_argument("--stride", type=int, help=f"tokens that windows share {own}")
+    parser.add_argument("--no-answer-ratio", type=float, help=f"of windows that vote {own}")
     parser.add_argument(
         "--passages-alone", action="store_true", help="also read each passage alone"
     )
@@ -150,9 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     questions = spread(args.data, args.n)
     if not questions:
         raise InputError(f"{args.data}: expected questions with answers, got none")
-    options: dict[str, Any] = {"stride": args.stride}
-    if args.max_passage_tokens is not None:
-        options["max_passage_tokens"] = args.max_passage_tokens
+    names = ("max_passage_tokens", "stride", "no_answer_ratio")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     first: dict[str, list[str]] = {}
     for method in args.method:
         for model in args.model:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fastmrc import InputError, MLMReader, Seq2SeqReader, SpanReader, UnsupportedModelError
 from fastmrc.data import Pair, Passage, Question
 from fastmrc.errors import TrainingError
-from fastmrc.pretrained import load_base, load_model
+from fastmrc.pretrained import load_base, load_model, packaged_model_path
 from fastmrc.reference.encoder import ReencodingEncoder
 from fastmrc.text import TextCodec
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
@@ -1031,6 +1031,8 @@ def test_the_recipe_of_the_packaged_model(
         assert reader_class.from_pretrained(tmp_path / "model")
     settings = json.loads((tmp_path / "model" / "fastmrc.json").read_text(encoding="utf-8"))
     assert settings["format"] == "int8-per-row"
+    packaged = json.loads((packaged_model_path() / "fastmrc.json").read_text(encoding="utf-8"))
+    assert settings["reading"] == packaged["reading"] == zh_reader.READING
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert re.findall("^# (.*)", card, re.MULTILINE) == ["short", "long", "reject"]
     tokenize = load_model(tmp_path / "model").tokenizer.tokenize

@@ -37,11 +37,21 @@ from typing import Any
 
 from fastmrc.errors import InputError, TrainingError
 from fastmrc.model_files import check_new_directory, new_directory, write_json
+from fastmrc.pretrained import SETTINGS_FILE
 from fastmrc.quantize import quantize_model
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
 from fastmrc.training.run import is_finished
 
-__all__ = ["LONG", "REJECT", "SHORT", "main", "make_model", "prepare_data", "read_full_width"]
+__all__ = [
+    "LONG",
+    "READING",
+    "REJECT",
+    "SHORT",
+    "main",
+    "make_model",
+    "prepare_data",
+    "read_full_width",
+]
 
 Record = dict[str, Any]
 
@@ -98,6 +108,10 @@ REJECT = replace(
     windows=replace(LONG.windows, negatives=0.2, distractors=0.2),
 )
 
+# Chosen on the held-out questions, with one passage and with five.
+_WINDOWS = {"max_passage_tokens": 144, "stride": 72, "no_answer_ratio": 2.0}
+READING = {"seq2seq": _WINDOWS, "mlm": _WINDOWS}
+
 
 def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
     """Split and thin the data; return the files to train on and the held-out file."""
@@ -123,7 +137,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, three stages of training, int8, tokenizer, the stages' cards.
+    """Run the whole recipe: data, three stages of training, int8, tokenizer, settings, cards.
 
     Parameters
     ----------
@@ -152,6 +166,8 @@ def make_model(
     with new_directory(output) as directory:
         quantize_model(base, directory)
         read_full_width(directory / "tokenizer.json")
+        settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+        write_json(directory / SETTINGS_FILE, settings | {"reading": READING})
         cards = [(work / name / "README.md").read_text(encoding="utf-8") for name, *_ in stages]
         (directory / "README.md").write_text("\n".join(cards), encoding="utf-8")
 

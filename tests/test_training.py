@@ -600,7 +600,15 @@ def test_every_reader_loads_what_a_mixture_gives(
         answer = reader_class.from_pretrained(output).answer("谁", [TEXT])
         assert answer.text == "" or answer.text in TEXT
     settings = json.loads((output / "fastmrc.json").read_text(encoding="utf-8"))
-    assert settings == {"normalization": "original", "pooling": "mean"}
+    lengths = {"max_passage_tokens": 24, "stride": 12, "max_question_tokens": 16}
+    assert settings == {
+        "normalization": "original",
+        "pooling": "mean",
+        "reading": {
+            "seq2seq": lengths | {"max_answer_tokens": 32},
+            "mlm": lengths | {"max_answer_tokens": 16},
+        },
+    }
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "data.jsonl" in card and "| seed | 0 |" in card and str(tmp_path) not in card
     left = {path.name for path in output.iterdir()}

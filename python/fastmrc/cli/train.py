@@ -89,7 +89,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("copy_heads", "heads that begin as a copying channel", **whole)
     add("simbert_share", "of the batches of a mixture", **number)
     add("mlm_share", "of the other batches of a mixture; the rest is for seq2seq", **number)
-    add("slots", "[MASK] slots of the MLM input, which the reader must be told if not 16", **whole)
+    add("slots", "[MASK] slots of the MLM input", **whole)
     add("answer_tokens", "longest answer of the seq2seq input, its end included", **whole)
     add("pooling", "of sentence vectors", choices=get_args(Pooling))
     add("normalization", "of passages (default: the base's own)", choices=common.NORMALIZATIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fastmrc.text import TextCodec, join_tokens
 from fastmrc.training.objectives import pooled
 from fastmrc.training.options import Objective, TrainingOptions
 
-__all__ = ["evaluate_model"]
+__all__ = ["evaluate_model", "reading_options"]
 
 _READERS: dict[Objective, type[Reader]] = {
     "seq2seq": Seq2SeqReader,
@@ -49,7 +50,7 @@ def evaluate_model(
     model: Any = copy.deepcopy(loaded.model)
     model.eval()
     model.set_attn_implementation("sdpa")
-    loaded = LoadedModel(model, loaded.tokenizer, loaded.normalization, loaded.source)
+    loaded = replace(loaded, model=model)
     values: dict[str, float] = {}
     main = []
     for objective in objectives:
@@ -65,21 +66,41 @@ def evaluate_model(
     return values
 
 
+def reading_options(options: TrainingOptions) -> dict[str, dict[str, int]]:
+    """Return the readers' options for a model: passages in windows as long as it was trained on.
+
+    Parameters
+    ----------
+    options
+        Of its training.
+
+    Returns
+    -------
+    dict
+        For each kind of reader that the model serves, as ``reading`` in ``fastmrc.json``.
+    """
+    window = options.windows.window_tokens[1]
+    lengths = {
+        "max_passage_tokens": window,
+        "stride": window // 2,
+        "max_question_tokens": options.windows.question_tokens,
+    }
+    longest = {"mlm": options.slots}
+    return {
+        objective: lengths | {"max_answer_tokens": longest.get(objective, options.answer_tokens)}
+        for objective in options.objectives
+        if objective in _READERS
+    }
+
+
 def _read(
     objective: Objective,
     loaded: LoadedModel,
     questions: Sequence[Question],
     options: TrainingOptions,
 ) -> dict[str, float]:
-    reader = _READERS[objective](loaded)
-    window = options.windows.window_tokens[1]
-    answers = reader.answer_batch(
-        [question.pair for question in questions],
-        max_passage_tokens=window,
-        stride=window // 2,  # windows of long passages share half of their tokens
-        max_question_tokens=options.windows.question_tokens,
-        max_answer_tokens=options.slots if objective == "mlm" else options.answer_tokens,
-    )
+    reader = _READERS[objective](replace(loaded, reading=reading_options(options)))
+    answers = reader.answer_batch([question.pair for question in questions])
     predictions = {q.id: answer.text for q, answer in zip(questions, answers, strict=True)}
     references = {q.id: Reference(q.answers or _answers_of(q)) for q in questions}
     values = evaluate(predictions, references, "cmrc").values

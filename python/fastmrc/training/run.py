@@ -35,7 +35,7 @@ from fastmrc.text import TextCodec
 from fastmrc.training.batches import TrainingBatches, drawn_objectives
 from fastmrc.training.card import write_card
 from fastmrc.training.copying import initialize_copying
-from fastmrc.training.evaluation import evaluate_model
+from fastmrc.training.evaluation import evaluate_model, reading_options
 from fastmrc.training.examples import Corpus
 from fastmrc.training.options import TrainingOptions
 from fastmrc.training.trainer import ReaderTrainer, last_checkpoint
@@ -434,7 +434,11 @@ def _save(
     with _disk_errors(output), quiet_transformers():
         loaded.model.save_pretrained(output)
         loaded.tokenizer.save_pretrained(output)
-        settings = {"normalization": loaded.normalization, "pooling": options.pooling}
+        settings = {
+            "normalization": loaded.normalization,
+            "pooling": options.pooling,
+            "reading": reading_options(options),
+        }
         write_json(output / SETTINGS_FILE, settings)
         write_json(output / _LOG_FILE, trainer.state.log_history)
         objectives = drawn_objectives(options, result.data.pairs)

@@ -119,7 +119,10 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
         model.add_argument(
             "--baseline", action="store_true", help="use the pure-Python reference, slow"
         )
-    _add_search_options(parser.add_argument_group("search"))
+    search = parser.add_argument_group(
+        "search", "A default gives way to what the model says for itself in its fastmrc.json."
+    )
+    _add_search_options(search)
 
 
 def _add_search_options(search: argparse._ArgumentGroup) -> None:

@@ -649,6 +649,9 @@ def test_the_surest_passages_vote(by_hand: HandMade) -> None:
     ]
     assert answer(2.1, vote="mean").candidates[0].score == pytest.approx(0.8 / 3)
     assert answer(3.1).candidates == answer(99).candidates == answer(None).candidates
+    mean = answer(None, vote="mean").candidates
+    assert answer(np.inf, vote="mean").candidates == mean
+    assert mean[0].score == pytest.approx(1.1 / 5)  # rejected ones count here
     weights = [1.0, 9.0, 2.0, 0.0, 1.0]
     weighted = answer(1.4, vote="weighted", passage_weights=weights)
     assert [c.text for c in weighted.candidates] == ["海"]

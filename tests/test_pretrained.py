@@ -440,6 +440,7 @@ def test_tokenizer_without_separator(bert_copy: Path, edit_json: EditJson) -> No
         ('{"normalization": []}', "normalization: expected one of none, original"),
         ('{"reading": 1}', "reading: expected an object of options for each kind of reader, got 1"),
         ('{"reading": {"mlm": [2]}}', 'kind of reader, got {"mlm": [2]}'),
+        ('{"reading": {"MLM": {}}}', "reading: expected seq2seq, mlm, span, got MLM"),
     ],
 )
 def test_bad_settings_file(bert_copy: Path, text: str, expected: str) -> None:

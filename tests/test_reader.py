@@ -351,12 +351,13 @@ def test_options_of_the_model(tiny: LoadedModel) -> None:
 
     same({}, settings)
     same({"max_answer_tokens": 2}, settings | {"max_answer_tokens": 2})
-    same({"no_answer_ratio": 1.1}, settings | {"no_answer_ratio": 1.1})
-    # Options that go together are set aside together.
-    cut = {"max_passage_tokens": 2, "no_answer_ratio": 1.0, "beam_size": 2}
-    same({"max_passage_tokens": 2}, cut)
-    agreed = {"max_passage_tokens": 4, "stride": 2, "vote": "max", "beam_size": 2}
-    same({"vote": "max"}, agreed)
+    same({"no_answer_ratio": None}, settings | {"no_answer_ratio": None})
+    same({"max_passage_tokens": 3}, settings | {"max_passage_tokens": 3})
+    same({"max_passage_tokens": 2}, settings | {"max_passage_tokens": 2, "stride": 1})
+    same({"stride": None}, settings | {"stride": None})
+    same({"vote": "max"}, settings | {"vote": "max"})
+    with pytest.raises(InputError, match="stride: expected less than max_passage_tokens=4, got 9"):
+        one.answer(QUESTION, PASSAGES, stride=9)
     theirs = reference.Seq2SeqReader(replace(tiny, reading={"seq2seq": settings}))
     assert_same(one.answer(QUESTION, PASSAGES), theirs.answer(QUESTION, PASSAGES))
 
@@ -366,6 +367,8 @@ def test_options_of_the_model(tiny: LoadedModel) -> None:
     [
         ({"no_answer_ratio": 0.5}, "no_answer_ratio: expected at least 1, got 0.5"),
         ({"decoding": "exact"}, "unexpected keyword decoding"),
+        ({"no_answer_ratio": True}, "no_answer_ratio: expected a number, got bool"),
+        ({"no_answer_ratio": 10**400}, "no_answer_ratio: expected a number that a float holds"),
         ({"stride": 300}, "stride: expected less than max_passage_tokens=254, got 300"),
     ],
 )

@@ -997,7 +997,10 @@ def test_train_command(
 
 
 def test_the_recipe_of_the_packaged_model(
-    tiny_bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bert_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from fastmrc.recipes import zh_reader
 
@@ -1045,4 +1048,12 @@ def test_the_recipe_of_the_packaged_model(
     assert re.findall("^# (.*)", card, re.MULTILINE) == ["short", "long", "reject"]
     tokenize = load_model(tmp_path / "model").tokenizer.tokenize
     assert tokenize("Ｎｅｗ山") == tokenize("New山") == ["new", "山"]  # noqa: RUF001
-    assert zh_reader.main(["--data", str(tmp_path), *command[2:]]) == 2
+    capsys.readouterr()
+    command[-1] = str(tmp_path / "other")
+    assert zh_reader.main(["--data", str(tmp_path / "none"), *command[2:]]) == 2
+    assert "none: has not the recipe's data sets drcd_dev_simp.jsonl, " in capsys.readouterr().err
+    assert zh_reader.main([*command, "--hours", "nan"]) == 2
+    assert "--hours: expected a number above 0, got nan" in capsys.readouterr().err
+    (source / "cmrc2017_user.jsonl").write_text("[1]\n", encoding="utf-8")
+    assert zh_reader.main(command) == 2
+    assert "cmrc2017_user.jsonl: expected one JSON object a line" in capsys.readouterr().err

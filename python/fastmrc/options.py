@@ -19,6 +19,7 @@ __all__ = [
     "SlotOptions",
     "SpanOptions",
     "Vote",
+    "require_ratio",
 ]
 
 Mode = Literal["extractive", "generative"]
@@ -100,7 +101,7 @@ class SearchOptions(ReaderOptions):
         At least 1, or None (default). Of the passages (or windows of them) that are not rejected
         those vote whose probability of the end token as the first one is at most so many times the
         least of all (of a passage whose weight is not 0). Near 1 the passage that is surest to hold
-        an answer is read alone; None: all vote.
+        an answer is read alone; None or infinity: all vote.
     combine
         ``"step"`` (default): passages vote on every token; ``"answer"``: each passage is read
         alone and finished answers vote, s being the geometric mean of an answer's token
@@ -129,7 +130,7 @@ class SearchOptions(ReaderOptions):
         _require_int("beam_size", self.beam_size, 1)
         _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
         _require_int("look_ahead", self.look_ahead, 0)
-        _require_ratio(self.no_answer_ratio)
+        require_ratio(self.no_answer_ratio)
         if not math.isfinite(self.length_penalty):
             raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
         super().__post_init__()
@@ -174,7 +175,7 @@ class SlotOptions(ReaderOptions):
         _require_choice("decoding", self.decoding, get_args(Decoding))
         _require_choice("mode", self.mode, get_args(Mode))
         _require_int("top_k", self.top_k, 1)
-        _require_ratio(self.no_answer_ratio)
+        require_ratio(self.no_answer_ratio)
         _require_lengths(self.min_answer_tokens, self.max_answer_tokens)
         if self.decoding == "greedy" and self.top_k > 1:
             raise InputError(
@@ -233,18 +234,24 @@ def _require_lengths(least: object, most: object) -> None:
     _require_int("max_answer_tokens", most, max(1, int(least)))  # type: ignore[call-overload]
 
 
-def _require_ratio(ratio: object) -> None:
+def require_ratio(ratio: object) -> None:
+    """Refuse what is no `no_answer_ratio`."""
     if ratio is None:
         return
     _require_number("no_answer_ratio", ratio)
-    if not ratio >= 1:  # type: ignore[operator]
+    if ratio < 1:  # type: ignore[operator]
         raise InputError(f"no_answer_ratio: expected at least 1, got {ratio}")
 
 
 def _require_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-        shown = "NaN" if isinstance(value, Real) else type(value).__name__
-        raise InputError(f"{name}: expected a number, got {shown}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise InputError(f"{name}: expected a number that a float holds") from None
+    if math.isnan(number):
+        raise InputError(f"{name}: expected a number, got NaN")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

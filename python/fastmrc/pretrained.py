@@ -25,6 +25,7 @@ __all__ = [
     "INT8_FORMAT",
     "SETTINGS_FILE",
     "LoadedModel",
+    "Method",
     "Normalization",
     "Task",
     "first_position",
@@ -39,6 +40,8 @@ __all__ = [
 
 Normalization = Literal["none", "original"]
 Task = Literal["masked-LM", "question-answering"]
+Method = Literal["seq2seq", "mlm", "span"]
+"""Kind of reader."""
 
 INT8_FORMAT = "int8-per-row"
 SETTINGS_FILE = "fastmrc.json"
@@ -375,6 +378,11 @@ def _read_settings(directory: Path, source: str) -> _Settings:
             f"{', '.join(get_args(Normalization))}, got {normalization!r}"
         )
     reading = values.get("reading", {})
+    if isinstance(reading, dict) and not reading.keys() <= set(get_args(Method)):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: reading: expected {', '.join(get_args(Method))}, "
+            f"got {', '.join(reading)}"
+        )
     if not isinstance(reading, dict) or not all(isinstance(v, dict) for v in reading.values()):
         raise UnsupportedModelError(
             f"{source}: {SETTINGS_FILE}: reading: expected an object of options for each kind of "

@@ -133,7 +133,8 @@ def _add_search_options(search: argparse._ArgumentGroup) -> None:
     add("beam_size", "hypotheses kept at each step", type=int, metavar="K")
     add("decoding", "slot by slot, or the best span", choices=get_args(Decoding))
     add("mode", "copy a span, or write freely", choices=get_args(Mode))
-    add("vote", "how passages agree", choices=get_args(Vote))
+    without_weights = [vote for vote in get_args(Vote) if vote != "weighted"]
+    add("vote", "how passages agree", choices=without_weights)
     add("top_k", "answers of each passage that vote", type=int, metavar="K")
     add("min_answer_tokens", "shortest answer", type=int, metavar="N")
     add("max_answer_tokens", "longest answer", type=int, metavar="N")
@@ -142,7 +143,8 @@ def _add_search_options(search: argparse._ArgumentGroup) -> None:
     add("combine", "vote at each step, or on finished answers", choices=get_args(Combine))
     add(
         "no_answer_ratio",
-        "only passages vote that are at most X times as likely to hold none as the surest",
+        "only passages vote that are at most X (1 or more; inf: any) times as likely to hold no "
+        "answer as the surest",
         type=float,
         metavar="X",
     )

@@ -105,7 +105,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("question_tokens", "longest question", **whole)
     add("negatives", "share of windows drawn anywhere", **number)
-    add("distractors", "share of windows of other passages with words of the question", **number)
+    add(
+        "distractors",
+        "share of questions with a window of another passage",
+        **number,
+    )
     add(
         "bfloat16",
         "products in bfloat16 (default: where the hardware has them)",

@@ -20,6 +20,7 @@ from fastmrc.options import ReaderOptions
 from fastmrc.pretrained import (
     SETTINGS_FILE,
     LoadedModel,
+    Method,
     Normalization,
     Task,
     load_model,
@@ -30,10 +31,6 @@ from fastmrc.text import TextCodec, TokenizedText, window_starts
 from fastmrc.types import Answer, Candidate, Hypothesis, Span, Timings
 
 __all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer", "voting_windows"]
-
-
-# Options of which a model's own are of use together only.
-_TOGETHER = (("max_passage_tokens", "stride"), ("vote", "combine", "no_answer_ratio"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ class Reader(ABC):
     questions are answered; everything else is here.
     """
 
-    method: ClassVar[str]  # kind of reader, as the command line names it
+    method: ClassVar[Method]
     task: ClassVar[Task] = "masked-LM"
     attention: ClassVar[str | None] = None  # implementation of transformers; None: any
     options_type: ClassVar[type[ReaderOptions]]
@@ -105,13 +102,16 @@ class Reader(ABC):
         self._codec = TextCodec(loaded.tokenizer, loaded.normalization)
         self._vocabulary_size = int(loaded.model.config.vocab_size)
         self._max_positions = max_positions(loaded.model.config)
-        self._settings = dict(loaded.reading.get(self.method, {}))
+        self._settings: dict[str, Any] = {}
+        settings = dict(loaded.reading.get(self.method, {}))
         try:
-            self._checked_options(self._settings)
+            self._checked_options(settings)
         except (InputError, TypeError) as error:
+            text = str(error).removeprefix("answer: ")
             raise UnsupportedModelError(
-                f"{loaded.source}: {SETTINGS_FILE}: reading: {self.method}: {error}"
+                f"{loaded.source}: {SETTINGS_FILE}: reading: {self.method}: {text}"
             ) from None
+        self._settings = settings
 
     @classmethod
     def from_pretrained(
@@ -190,9 +190,8 @@ class Reader(ABC):
         **options
             Fields of the reader's options: `fastmrc.options.SearchOptions` for `Seq2SeqReader`,
             `SlotOptions` for `MLMReader`, `SpanOptions` for `SpanReader`. Where none is given the
-            model's own holds (``reading`` in its ``fastmrc.json``), else the default. Two groups go
-            together: a call that gives `max_passage_tokens` or `stride`, or one of `vote`,
-            `combine` and `no_answer_ratio`, sets the model's own aside for the whole group.
+            model's own holds (``reading`` in its ``fastmrc.json``), else the default. A `stride` of
+            the model's that does not fit the `max_passage_tokens` of the call becomes half of it.
 
         Returns
         -------
@@ -280,11 +279,11 @@ class Reader(ABC):
                 f"answer: unexpected keyword {', '.join(unknown)}; "
                 f"expected {', '.join(sorted(names))}"
             )
-        kept = dict(self._settings)
-        for group in _TOGETHER:
-            if not options.keys().isdisjoint(group):
-                kept = {name: value for name, value in kept.items() if name not in group}
-        return self.options_type(**kept | options)
+        merged = self._settings | options
+        most, stride = merged.get("max_passage_tokens"), merged.get("stride")
+        if "stride" not in options and isinstance(most, int) and stride and stride >= most:
+            merged["stride"] = most // 2
+        return self.options_type(**merged)
 
     def _prepare(
         self,
@@ -450,9 +449,10 @@ def voting_windows(
         One per window.
     ratio
         Of the surviving windows those vote whose `no_answer` is at most so many times the least
-        (of a window whose weight is not 0). None: all vote, rejected ones without an answer.
+        (of a window whose weight is not 0). None or infinity: all vote, rejected ones without an
+        answer.
     """
-    if ratio is None:
+    if ratio is None or math.isinf(ratio):
         return list(range(len(surviving)))
     seen = [i for i, stays in enumerate(surviving) if stays]
     least = min((no_answer[i] for i in seen if weights[i] > 0), default=1.0)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import string
 import sys
@@ -65,7 +66,8 @@ _AS_THEY_ARE = (
 )
 # The trial set is nearest to what the reader is for, and small.
 _TRIAL_REPEATS = 3
-# ChineseSquad has more questions without an answer than with one.
+# It has more questions without an answer than with one.
+_THINNED = "chinesesquad_dev.jsonl"
 _KEPT_UNANSWERED = 3  # one in so many
 
 # From an ASCII character to its full-width form.
@@ -115,13 +117,18 @@ READING = {"seq2seq": _WINDOWS, "mlm": _WINDOWS}
 
 def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
     """Split and thin the data; return the files to train on and the held-out file."""
+    needed = (*_AS_THEY_ARE, *_HELD_OUT, _THINNED)
+    needed = (*_AS_THEY_ARE, *_HELD_OUT, _THINNED)
+    missing = [name for name in needed if not (source / name).is_file()]
+    if missing:
+        raise InputError(f"{source}: has not the recipe's data sets {', '.join(missing)}")
     output.mkdir(parents=True, exist_ok=True)
     files = {name: _read(source / name) for name in _AS_THEY_ARE}
     held_out = []
     for name, passages in _HELD_OUT.items():
         files[name], held = _split(_read(source / name), passages)
         held_out.append(held)
-    files["chinesesquad_dev.jsonl"] = _thin(_read(source / "chinesesquad_dev.jsonl"))
+    files[_THINNED] = _thin(_read(source / _THINNED))
     for name, records in files.items():
         _write(output / name, records)
     for records in held_out:
@@ -216,6 +223,8 @@ def _read(path: Path) -> list[Record]:
             records = [json.loads(line) for line in file if line.strip()]
     except ValueError as error:
         raise InputError(f"{path}: not JSON lines in UTF-8 ({error})") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path}: expected one JSON object a line")
     # One question of the trial set is blank.
     return [record for record in records if record.get("question", "?").strip()]
 
@@ -239,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {text}", file=sys.stderr)
 
     try:
+        if not (math.isfinite(options.hours) and options.hours > 0):
+            raise InputError(f"--hours: expected a number above 0, got {options.hours}")
         make_model(options.data, options.base, options.work, options.output, options.hours, say)
     except (InputError, TrainingError, OSError) as error:
         say(f"error: {error}")

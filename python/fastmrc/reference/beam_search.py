@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmrc.errors import InputError
-from fastmrc.options import Finish, Mode, Vote
+from fastmrc.options import Finish, Mode, Vote, require_ratio
 from fastmrc.reference._checks import require_choice, require_int, to_numpy, token_lists
 from fastmrc.reference.constraints import DEAD, ROOT, Automaton, ngram_continuations
 from fastmrc.reference.ops import (
@@ -123,6 +123,7 @@ def beam_search(
     The reading comprehension example of bert4keras, one step after the other, with its n-gram
     sets; the probabilities here are float64.
     """
+    require_ratio(no_answer_ratio)
     search = _Search(
         next_logits,
         token_lists("passages", passages),
@@ -140,8 +141,6 @@ def beam_search(
     require_choice("finish", finish, get_args(Finish))
     if not math.isfinite(length_penalty):
         raise InputError(f"length_penalty: expected a finite number, got {length_penalty}")
-    if no_answer_ratio is not None and not no_answer_ratio >= 1:
-        raise InputError(f"no_answer_ratio: expected at least 1, got {no_answer_ratio}")
 
     if not search.start():
         return SearchResult(None, [], search.surviving, search.voting, search.no_answer)

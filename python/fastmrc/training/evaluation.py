@@ -66,13 +66,17 @@ def evaluate_model(
     return values
 
 
-def reading_options(options: TrainingOptions) -> dict[str, dict[str, int]]:
+def reading_options(
+    options: TrainingOptions, objectives: Sequence[Objective]
+) -> dict[str, dict[str, int]]:
     """Return the readers' options for a model: passages in windows as long as it was trained on.
 
     Parameters
     ----------
     options
         Of its training.
+    objectives
+        Those that it was trained for.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def reading_options(options: TrainingOptions) -> dict[str, dict[str, int]]:
     longest = {"mlm": options.slots}
     return {
         objective: lengths | {"max_answer_tokens": longest.get(objective, options.answer_tokens)}
-        for objective in options.objectives
+        for objective in objectives
         if objective in _READERS
     }
 
@@ -99,7 +103,8 @@ def _read(
     questions: Sequence[Question],
     options: TrainingOptions,
 ) -> dict[str, float]:
-    reader = _READERS[objective](replace(loaded, reading=reading_options(options)))
+    reading = reading_options(options, [objective])
+    reader = _READERS[objective](replace(loaded, reading=reading))
     answers = reader.answer_batch([question.pair for question in questions])
     predictions = {q.id: answer.text for q, answer in zip(questions, answers, strict=True)}
     references = {q.id: Reference(q.answers or _answers_of(q)) for q in questions}

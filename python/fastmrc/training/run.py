@@ -434,14 +434,14 @@ def _save(
     with _disk_errors(output), quiet_transformers():
         loaded.model.save_pretrained(output)
         loaded.tokenizer.save_pretrained(output)
+        objectives = drawn_objectives(options, result.data.pairs)
         settings = {
             "normalization": loaded.normalization,
             "pooling": options.pooling,
-            "reading": reading_options(options),
+            "reading": reading_options(options, objectives),
         }
         write_json(output / SETTINGS_FILE, settings)
         write_json(output / _LOG_FILE, trainer.state.log_history)
-        objectives = drawn_objectives(options, result.data.pairs)
         write_card(output / "README.md", base, data, options, objectives, result)
     done = output / (_CHECKPOINTS + ".done")
     (output / _CHECKPOINTS).rename(done)  # from here on the run is finished

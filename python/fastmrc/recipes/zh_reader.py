@@ -86,10 +86,8 @@ SHORT = TrainingOptions(
     simbert_share=0.0625,
     eval_questions=60,
     eval_steps=1000,
-    windows=WindowOptions(
-        window_tokens=(48, 144), negatives=0.2, distractors=0.04, cloze_masked=0.0
-    ),
-    losses=LossWeights(passage=0.5, attention=1.0, masked=0.0),
+    windows=WindowOptions(window_tokens=(48, 144), negatives=0.2, distractors=0.04),
+    losses=LossWeights(passage=0.5, attention=1.0),
 )
 LONG = replace(
     SHORT,

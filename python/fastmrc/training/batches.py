@@ -59,8 +59,6 @@ class Row:
     copies
         Pairs of an index into `labels` and a column that holds the same token of the passage,
         int32 [c, 2].
-    masked, originals
-        Columns and tokens of the masked language model, int32 [k].
     """
 
     id: str
@@ -70,8 +68,6 @@ class Row:
     columns: IntArray
     labels: IntArray
     copies: IntArray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    masked: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
-    originals: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 def seq2seq_row(example: ReadingExample, codec: TextCodec, answer_tokens: int) -> Row:
@@ -79,12 +75,7 @@ def seq2seq_row(example: ReadingExample, codec: TextCodec, answer_tokens: int) -
     cls, sep = [codec.cls_id], [codec.sep_id]
     prefix = join_tokens(cls, example.passage, sep, example.question, sep)
     labels = join_tokens(example.answer, sep)[:answer_tokens]
-    return replace(
-        _unilm_row(example.id, prefix, labels),
-        copies=_copies(example, labels, 1),
-        masked=example.masked + 1,
-        originals=example.originals,
-    )
+    return replace(_unilm_row(example.id, prefix, labels), copies=_copies(example, labels, 1))
 
 
 def slots_row(example: ReadingExample, codec: TextCodec, slots: int) -> Row:
@@ -102,8 +93,6 @@ def slots_row(example: ReadingExample, codec: TextCodec, slots: int) -> Row:
         np.arange(len(labels), dtype=np.int32) + 1,
         labels,
         _copies(example, labels, len(before)),
-        example.masked + len(before),
-        example.originals,
     )
 
 
@@ -168,7 +157,6 @@ def collate(rows: Sequence[Row], config: PreTrainedConfig, padding: int) -> dict
         ``prefix`` int64 [B];
         ``row``, ``column``, ``label`` int64 [n] of the targets;
         ``copy_target``, ``copy_column`` int64 [c];
-        ``masked_row``, ``masked_column``, ``masked_label`` int64 [k];
         ``ids``.
     """
     length = max(len(row.input_ids) for row in rows)
@@ -203,9 +191,6 @@ def collate(rows: Sequence[Row], config: PreTrainedConfig, padding: int) -> dict
             [row.copies[:, 0] + first for row, first in zip(rows, first_target, strict=True)]
         ),
         "copy_column": np.concatenate([row.copies[:, 1] for row in rows]),
-        "masked_row": np.repeat(np.arange(len(rows)), [len(row.masked) for row in rows]),
-        "masked_column": np.concatenate([row.masked for row in rows]),
-        "masked_label": np.concatenate([row.originals for row in rows]),
     }
     batch: dict[str, Any] = {
         name: torch.from_numpy(a.astype(np.int64)) for name, a in arrays.items()

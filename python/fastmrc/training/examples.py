@@ -52,10 +52,6 @@ class ReadingExample:
         Token ids, int32; an empty answer: the window holds none.
     places
         Where the answer begins in `passage`, int32 [n]; none if it is not copied from one place.
-    masked
-        Positions of `passage` that the masked language model predicts, int32 [m], and
-    originals
-        the tokens that were there, int32 [m].
     """
 
     id: str
@@ -63,8 +59,6 @@ class ReadingExample:
     passage: IntArray
     answer: IntArray
     places: IntArray
-    masked: IntArray = field(default_factory=lambda: _NONE)
-    originals: IntArray = field(default_factory=lambda: _NONE)
 
 
 @dataclass(slots=True)
@@ -197,7 +191,7 @@ class Corpus:
             passage = tokens[begin : begin + size]
             answer = tokens[start : start + length]
             places = find_tokens(passage, answer)
-            return self._mask(f"cloze:{index}", question, passage, answer, places, rng)
+            return ReadingExample(f"cloze:{index}", question, passage, answer, places)
         return None
 
     def _add_documents(self, texts: Sequence[str]) -> list[int]:
@@ -276,28 +270,6 @@ class Corpus:
         word = self._question_words[int(rng.integers(len(self._question_words)))]
         kept = [part[rng.random(len(part)) >= self._options.cloze_drop] for part in (before, after)]
         return np.concatenate([kept[0], word, kept[1]])[: self._options.question_tokens]
-
-    def _mask(
-        self,
-        name: str,
-        question: IntArray,
-        passage: IntArray,
-        answer: IntArray,
-        places: IntArray,
-        rng: np.random.Generator,
-    ) -> ReadingExample:
-        """Choose tokens outside the answer for the masked language model, as BERT does."""
-        chosen = rng.random(len(passage)) < self._options.cloze_masked
-        for place in places.tolist():
-            chosen[place : place + len(answer)] = False
-        masked = np.flatnonzero(chosen).astype(np.int32)
-        fate = rng.random(len(masked))
-        changed = passage.copy()
-        if self._codec.mask_id is not None:
-            changed[masked[fate < 0.8]] = self._codec.mask_id
-        other = masked[(fate >= 0.8) & (fate < 0.9)]
-        changed[other] = passage[rng.integers(len(passage), size=len(other))]
-        return ReadingExample(name, question, changed, answer, places, masked, passage[masked])
 
 
 def find_tokens(passage: IntArray, answer: IntArray) -> IntArray:

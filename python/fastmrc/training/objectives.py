@@ -51,12 +51,10 @@ def _token_losses(
     attends = weights.attention > 0 and len(batch["copy_target"]) > 0
     output = model.base_model(**_inputs(batch), output_attentions=attends)
     hidden = output.last_hidden_state
-    at = torch.cat([batch["row"], batch["masked_row"]])
-    columns = torch.cat([batch["column"], batch["masked_column"]])
-    logits = hidden[at, columns]
+    targets = hidden[batch["row"], batch["column"]]
     for module in head_modules(model):
-        logits = module(logits)
-    targets, masked = logits.float().tensor_split([len(batch["label"])])
+        targets = module(targets)
+    targets = targets.float()
     parts = {"token": (1.0, functional.cross_entropy(targets, batch["label"]))}
     if batch["objective"] == "simbert":
         if weights.similarity > 0:
@@ -66,8 +64,6 @@ def _token_losses(
     if attends:
         attention = output.attentions[-1][:, : weights.attention_heads]
         parts["attention"] = weights.attention, _attention_loss(attention, batch)
-    if weights.masked > 0 and len(masked):
-        parts["masked"] = weights.masked, functional.cross_entropy(masked, batch["masked_label"])
     return parts
 
 

@@ -37,8 +37,6 @@ class WindowOptions:
         What stands for the span that a cloze question asks for.
     cloze_drop
         Share of a cloze sentence's tokens that are left out of the question.
-    cloze_masked
-        Share of the passage tokens of a cloze question that the masked language model predicts.
     """
 
     window_tokens: tuple[int, int] = (96, 254)
@@ -47,13 +45,12 @@ class WindowOptions:
     distractors: float = 0.0
     cloze_question_words: tuple[str, ...] = ("什么", "谁", "哪里", "多少", "哪个", "何时")
     cloze_drop: float = 0.2
-    cloze_masked: float = 0.1
 
     def __post_init__(self) -> None:
         least, most = self.window_tokens
         _require("window_tokens", 1 <= least <= most, "1 <= shortest <= longest", (least, most))
         _require("question_tokens", self.question_tokens >= 1, "at least 1", self.question_tokens)
-        for name in ("negatives", "distractors", "cloze_drop", "cloze_masked"):
+        for name in ("negatives", "distractors", "cloze_drop"):
             value = getattr(self, name)
             _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
 
@@ -71,8 +68,6 @@ class LossWeights:
         the tokens to copy.
     attention_heads
         Number of these heads.
-    masked
-        Cross-entropy of masked tokens of cloze passages.
     similarity
         Of the in-batch similarities in the SimBERT objective.
     """
@@ -80,11 +75,10 @@ class LossWeights:
     passage: float = 0.5
     attention: float = 0.5
     attention_heads: int = 6
-    masked: float = 0.3
     similarity: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("passage", "attention", "masked", "similarity"):
+        for name in ("passage", "attention", "similarity"):
             value = getattr(self, name)
             holds = math.isfinite(value) and value >= 0
             _require(name, holds, "a finite weight of at least 0", value)

@@ -378,15 +378,15 @@ def _read_settings(directory: Path, source: str) -> _Settings:
             f"{', '.join(get_args(Normalization))}, got {normalization!r}"
         )
     reading = values.get("reading", {})
-    if isinstance(reading, dict) and not reading.keys() <= set(get_args(Method)):
-        raise UnsupportedModelError(
-            f"{source}: {SETTINGS_FILE}: reading: expected {', '.join(get_args(Method))}, "
-            f"got {', '.join(reading)}"
-        )
     if not isinstance(reading, dict) or not all(isinstance(v, dict) for v in reading.values()):
         raise UnsupportedModelError(
             f"{source}: {SETTINGS_FILE}: reading: expected an object of options for each kind of "
             f"reader, got {json.dumps(reading, ensure_ascii=False):.60}"
+        )
+    if not reading.keys() <= set(get_args(Method)):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: reading: expected {', '.join(get_args(Method))}, "
+            f"got {', '.join(reading)}"
         )
     return _Settings(model_format is not None, normalization, reading)
 

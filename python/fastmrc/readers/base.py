@@ -30,7 +30,7 @@ from fastmrc.readers.voting import answer_vote
 from fastmrc.text import TextCodec, TokenizedText, window_starts
 from fastmrc.types import Answer, Candidate, Hypothesis, Span, Timings
 
-__all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer", "voting_windows"]
+__all__ = ["PreparedQuestion", "Reader", "Reading", "Window", "to_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,34 +429,6 @@ class Reader(ABC):
         if spans:
             return _cut(question.passages, spans[0])
         return self._codec.decode(reading.token_ids)
-
-
-def voting_windows(
-    surviving: Sequence[bool],
-    no_answer: Sequence[float],
-    weights: Sequence[float],
-    ratio: float | None,
-) -> list[int]:
-    """Return the indices of the windows that take part in the vote on finished answers.
-
-    Parameters
-    ----------
-    surviving
-        Whether each window gave an answer.
-    no_answer
-        For each window the probability that it holds none.
-    weights
-        One per window.
-    ratio
-        Of the surviving windows those vote whose `no_answer` is at most so many times the least
-        (of a window whose weight is not 0). None or infinity: all vote, rejected ones without an
-        answer.
-    """
-    if ratio is None or math.isinf(ratio):
-        return list(range(len(surviving)))
-    seen = [i for i, stays in enumerate(surviving) if stays]
-    least = min((no_answer[i] for i in seen if weights[i] > 0), default=1.0)
-    return [i for i in seen if no_answer[i] <= ratio * least]
 
 
 def _check_per_question(name: str, values: Sequence[Any] | None, questions: int) -> None:

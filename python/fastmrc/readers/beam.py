@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 
 from fastmrc.errors import InputError
 from fastmrc.options import SearchOptions
-from fastmrc.readers.base import (
-    PreparedQuestion,
-    Reader,
-    Reading,
-    Window,
-    to_answer,
-    voting_windows,
-)
+from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
+from fastmrc.readers.voting import voting_windows
 from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Candidate, Hypothesis, SearchResult, Timings
 

@@ -31,7 +31,7 @@ class MLMReader(SlotReader):
     the same answers in plain Python. May be used from several threads.
     """
 
-    kernels = SlotKernels(ops.slot_argmax, ops.slot_topk, SpanIndex)
+    kernels = SlotKernels(ops.slot_argmax, ops.slot_topk, ops.row_stats, SpanIndex)
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)

@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
-from fastmrc.readers.base import (
-    PreparedQuestion,
-    Reader,
-    Reading,
-    Window,
-    to_answer,
-    voting_windows,
-)
+from fastmrc.readers.base import PreparedQuestion, Reader, Reading, Window, to_answer
+from fastmrc.readers.voting import voting_windows
 from fastmrc.text import TokenizedText, join_tokens
 from fastmrc.types import Answer, Timings
 
@@ -51,6 +45,7 @@ class SlotKernels:
 
     slot_argmax: Callable[..., Any]
     slot_topk: Callable[..., Any]
+    row_stats: Callable[..., Any]
     span_index: Callable[..., Any]
 
 
@@ -97,7 +92,10 @@ class SlotReader(Reader):
         else:
             found = (array[:, None] for array in self.kernels.slot_argmax(logits, **rules))
         tokens, lengths, scores = (np.asarray(array) for array in found)
-        no_answer = _probability_of(self._codec.sep_id, np.asarray(logits[:, 0])).tolist()
+        first = logits[:, 0]
+        *_, logsumexp = self.kernels.row_stats(first)
+        ends = np.asarray(first[:, self._codec.sep_id], dtype=np.float64)
+        no_answer = np.exp(ends - np.asarray(logsumexp)).tolist()
         return [
             WindowSlots(_readings_of(window, tokens[i], lengths[i], scores[i]), no_answer[i])
             for i, window in enumerate(windows)
@@ -166,13 +164,6 @@ class SlotReader(Reader):
         best = candidates[0] if candidates else None
         timings = Timings(0.0, filled.encode, decode)
         return to_answer(best, candidates, options, timings, min(no_answer, default=None))
-
-
-def _probability_of(token: int, logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the probability of a token in each row of logits [rows, V]."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    probability: NDArray[np.float64] = np.exp(shifted[:, token]) / np.exp(shifted).sum(axis=1)
-    return probability
 
 
 def _readings_of(

@@ -116,7 +116,6 @@ READING = {"seq2seq": _WINDOWS, "mlm": _WINDOWS}
 def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
     """Split and thin the data; return the files to train on and the held-out file."""
     needed = (*_AS_THEY_ARE, *_HELD_OUT, _THINNED)
-    needed = (*_AS_THEY_ARE, *_HELD_OUT, _THINNED)
     missing = [name for name in needed if not (source / name).is_file()]
     if missing:
         raise InputError(f"{source}: has not the recipe's data sets {', '.join(missing)}")

@@ -20,6 +20,7 @@ from fastmrc.readers.span_heads import SpanHeadReader, WindowSpans, spans_of, te
 from fastmrc.reference.beam_search import beam_search
 from fastmrc.reference.constraints import SpanIndex
 from fastmrc.reference.encoder import ReencodingEncoder
+from fastmrc.reference.ops import row_stats
 from fastmrc.reference.slots import slot_argmax, slot_topk
 from fastmrc.reference.spans import best_spans
 from fastmrc.types import SearchResult
@@ -78,7 +79,7 @@ class MLMReader(SlotReader):
     Same arguments and answers as `fastmrc.MLMReader`.
     """
 
-    kernels = SlotKernels(slot_argmax, slot_topk, SpanIndex)
+    kernels = SlotKernels(slot_argmax, slot_topk, row_stats, SpanIndex)
 
     def _fill(
         self, questions: Sequence[PreparedQuestion], options: SlotOptions, progress: bool

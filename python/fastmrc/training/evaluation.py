@@ -89,9 +89,9 @@ def reading_options(
         "stride": window // 2,
         "max_question_tokens": options.windows.question_tokens,
     }
-    longest = {"mlm": options.slots}
     return {
-        objective: lengths | {"max_answer_tokens": longest.get(objective, options.answer_tokens)}
+        objective: lengths
+        | {"max_answer_tokens": options.slots if objective == "mlm" else options.answer_tokens}
         for objective in objectives
         if objective in _READERS
     }

@@ -268,3 +268,32 @@ def assert_joins_as_the_tokenizer(directory: Path) -> None:
         start = layout.second_at(len(own[0]))
         assert ids[start : start + len(own[1])].tolist() == own[1].tolist()
         assert layout.num_special == len(ids) - len(own[0]) - len(own[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "pieces"),
+    [
+        ("", 3, [""]),
+        (" \n", 3, [" \n"]),
+        ("北京上海", 4, ["北京上海"]),
+        ("北京上海", 3, ["北京上", "海"]),
+        ("北京。上海天气", 5, ["北京。", "上海天气"]),
+        ("北京。上海。天气", 7, ["北京。上海。", "天气"]),
+        ("北京，上海天气", 5, ["北京", "，上海天气"]),
+        ("北京，上海。天气，山", 8, ["北京，上海。", "天气，山"]),
+        ("。北京上海", 3, ["。", "北京上", "海"]),
+        ("，北京上海", 3, ["，北京", "上海"]),
+        ("北京。 上海 天气", 4, ["北京。 ", "上海 天气"]),
+        ("the new york", 2, ["the new ", "york"]),
+        (" 北京 ", 1, [" 北", "京 "]),
+        ("北京\n上海", 3, ["北京\n", "上海"]),
+    ],
+)
+def test_long_texts_are_cut_at_marks(
+    codec: TextCodec, text: str, most: int, pieces: list[str]
+) -> None:
+    assert codec.cut_pieces(text, most) == pieces
+    whole = codec.encode_passages([text])[0].token_ids.tolist()
+    parts = [codec.encode_passages([piece])[0].token_ids.tolist() for piece in pieces]
+    assert sum(parts, []) == whole and all(len(part) <= most for part in parts)
+    assert codec.encode_texts([text], most)[0].tolist() == parts[0]

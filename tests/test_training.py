@@ -251,7 +251,7 @@ def test_logits_in_training_are_those_of_the_original(
 ) -> None:
     """The 4-D mask, types and positions of a padded batch, against encoding each prefix anew."""
     directory = request.getfixturevalue(fixture)
-    loaded, _ = load_base(directory)
+    loaded = load_base(directory)
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     rows = [
         seq2seq_row(example_of(codec, TEXT, "北京是"), codec, 32),
@@ -277,7 +277,7 @@ def logits_at_targets(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def test_slot_logits_in_training_are_those_of_the_reader(tiny_bert_dir: Path) -> None:
-    loaded, _ = load_base(tiny_bert_dir)
+    loaded = load_base(tiny_bert_dir)
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     loaded.model.eval()
     rows = [slots_row(example_of(codec, text, "北京"), codec, 4) for text in (TEXT, "北京有水")]
@@ -361,8 +361,8 @@ def test_pairs_come_in_both_orders(codec: TextCodec, tiny_bert_dir: Path) -> Non
 
 @pytest.fixture(scope="module")
 def eager(tiny_bert_dir: Path) -> Any:
-    loaded, initialized = load_base(tiny_bert_dir)
-    assert initialized == ()
+    loaded = load_base(tiny_bert_dir)
+    assert loaded.missing == ()
     loaded.model.eval()
     return loaded.model
 
@@ -438,7 +438,7 @@ def test_pooled_vectors_ignore_padding() -> None:
 
 
 def test_span_loss_literally(bert_qa_dir: Path) -> None:
-    loaded, _ = load_base(bert_qa_dir, task="question-answering")
+    loaded = load_base(bert_qa_dir, task="question-answering")
     loaded.model.eval()
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     rows = [
@@ -484,7 +484,7 @@ def test_copying_heads_name_the_token_they_attend_to(tmp_path: Path) -> None:
     directory = save_model(
         tmp_path / "m", "BertForMaskedLM", BERT_TOKENS, num_attention_heads=1, hidden_act="gelu"
     )
-    loaded, _ = load_base(directory)
+    loaded = load_base(directory)
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     corpus = make_corpus(codec)
     model: Any = loaded.model
@@ -507,12 +507,12 @@ def test_copying_heads_name_the_token_they_attend_to(tmp_path: Path) -> None:
 
 
 def test_copying_needs_the_layers_of_bert(tiny_modernbert_dir: Path, tiny_bert_dir: Path) -> None:
-    loaded, _ = load_base(tiny_modernbert_dir)
+    loaded = load_base(tiny_modernbert_dir)
     codec = TextCodec(loaded.tokenizer, loaded.normalization)
     documents = make_corpus(codec).documents
     with pytest.raises(UnsupportedModelError, match="attention layers"):
         initialize_copying(loaded.model, codec, documents, 1, 0)
-    loaded, _ = load_base(tiny_bert_dir)
+    loaded = load_base(tiny_bert_dir)
     with pytest.raises(UnsupportedModelError, match="copy_heads: expected 1 to 2"):
         initialize_copying(loaded.model, codec, documents, 3, 0)
 

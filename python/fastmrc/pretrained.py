@@ -27,10 +27,12 @@ __all__ = [
     "LoadedModel",
     "Method",
     "Normalization",
+    "Pooling",
     "Task",
     "first_position",
     "load_base",
     "load_model",
+    "load_pooler",
     "max_positions",
     "multiplies_bfloat16",
     "packaged_model_path",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 Normalization = Literal["none", "original"]
+Pooling = Literal["linear", "mean", "cls"]
+"""How a text's vector is made of its last hidden states: [CLS] through the linear layer of the
+pooler, their mean, or [CLS]."""
 Task = Literal["masked-LM", "question-answering"]
 Method = Literal["seq2seq", "mlm", "span"]
 """Kind of reader."""
@@ -89,16 +94,25 @@ class LoadedModel:
         ``"original"`` (space and 、；， become a comma).
     source
         The directory or hub id that was asked for; the directory of the packaged model if none was.
+    directory
+        Where its files are.
     reading
         For each kind of reader (``"seq2seq"``, ``"mlm"``, ``"span"``) the options that hold where a
         call gives none.
+    pooling
+        How the model makes one vector of a text; None if it does not say.
+    missing
+        Weights of the head that the checkpoint lacks; always none where a head is required.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     normalization: Normalization
     source: str
+    directory: Path = field(default_factory=Path)
     reading: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pooling: Pooling | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +122,7 @@ class _Settings:
     int8: bool = False
     normalization: Normalization = "none"
     reading: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pooling: Pooling | None = None
 
 
 def packaged_model_path() -> Path:
@@ -119,6 +134,7 @@ def load_model(
     path_or_id: str | Path | None = None,
     *,
     task: Task = "masked-LM",
+    head: bool = True,
     attention: str | None = "sdpa",
     revision: str | None = None,
     local_files_only: bool = False,
@@ -134,6 +150,8 @@ def load_model(
         language model).
     task
         Which head the model must have.
+    head
+        Whether a model without a trained head is refused; if not, it is told by `missing`.
     attention
         Attention implementation of transformers; None: the model's own choice.
     revision
@@ -163,8 +181,8 @@ def load_model(
     A directory may hold a file ``fastmrc.json`` with the keys ``format`` (``"int8-per-row"``, see
     `fastmrc.int8`; without it the weights are read as transformers wrote them), ``normalization``
     (``"none"``, the default, or ``"original"``) and ``reading`` (for each kind of reader an object
-    of its options, as in ``{"mlm": {"no_answer_ratio": 2.0}}``). Training also writes ``pooling``,
-    which no reader needs.
+    of its options, as in ``{"mlm": {"no_answer_ratio": 2.0}}``) and ``pooling`` (``"mean"``,
+    ``"cls"`` or ``"linear"``).
     """
     import torch
 
@@ -182,14 +200,16 @@ def load_model(
     if attention is not None:
         arguments["attn_implementation"] = attention
     loaded, report = _load_directory(directory, source, task, arguments)
-    _refuse_missing(report, task, source)
+    if head:
+        _refuse_missing(report, task, source)
+    _refuse_missing_body(loaded)
     torch.nn.Module.to(loaded.model, torch_device)
     return loaded
 
 
 def load_base(
     path_or_id: str | Path, *, task: Task = "masked-LM", device: torch.device | str | None = None
-) -> tuple[LoadedModel, tuple[str, ...]]:
+) -> LoadedModel:
     """Load a model to be trained, in float32 with eager attention, which returns its weights.
 
     Parameters
@@ -203,33 +223,47 @@ def load_base(
 
     Returns
     -------
-    tuple
-        The model and the names of the weights that the checkpoint does not hold: those of a head
-        that was never trained. They begin at random.
+    LoadedModel
+        Weights that the checkpoint lacks, `missing`, begin at random: those of a head that was
+        never trained.
 
     Raises
     ------
     InputError
         As `load_model`.
     UnsupportedModelError
-        As `load_model`, but for a missing head; also if weights of the body are missing.
+        As `load_model`, but for a missing head.
     """
     import torch
 
     torch_device = _resolve_device(device)
     directory = _resolve_directory(path_or_id, None, False)
     arguments: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-    loaded, report = _load_directory(directory, str(path_or_id), task, arguments)
-    missing = tuple(sorted(report["missing_keys"]))
-    body = f"{loaded.model.base_model_prefix}."
-    of_body = [name for name in missing if name.startswith(body)]
-    if of_body:
-        raise UnsupportedModelError(
-            f"{path_or_id}: expected a trained encoder, but {len(of_body)} of its weights are "
-            f"missing, such as {of_body[0]}"
-        )
+    loaded, _ = _load_directory(directory, str(path_or_id), task, arguments)
+    _refuse_missing_body(loaded)
     torch.nn.Module.to(loaded.model, torch_device)
-    return loaded, missing
+    return loaded
+
+
+def load_pooler(loaded: LoadedModel) -> torch.nn.Linear | None:
+    """Return the linear layer of a model's pooler, which its masked-LM class leaves out; None if
+    the checkpoint holds none."""
+    import torch
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for name in weight_files(loaded.directory, loaded.source):
+        with safe_open(loaded.directory / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a file is no mapping)
+                kind = key.rpartition("pooler.dense.")[2]
+                if "pooler.dense." in key and kind in ("weight", "bias"):
+                    found[kind] = file.get_tensor(key).float()
+    if set(found) != {"weight", "bias"}:
+        return None
+    rows, columns = found["weight"].shape
+    layer = torch.nn.Linear(columns, rows)
+    layer.load_state_dict(found)
+    return layer.requires_grad_(False).to(loaded.model.device)
 
 
 def _load_directory(
@@ -247,7 +281,16 @@ def _load_directory(
             model_class, directory, config, settings.int8, source, **arguments
         )
     _refuse_mismatched(report, source)
-    loaded = LoadedModel(model, tokenizer, settings.normalization, source, settings.reading)
+    loaded = LoadedModel(
+        model,
+        tokenizer,
+        settings.normalization,
+        source,
+        directory,
+        settings.reading,
+        settings.pooling,
+        tuple(sorted(report["missing_keys"])),
+    )
     return loaded, report
 
 
@@ -388,7 +431,13 @@ def _read_settings(directory: Path, source: str) -> _Settings:
             f"{source}: {SETTINGS_FILE}: reading: expected {', '.join(get_args(Method))}, "
             f"got {', '.join(reading)}"
         )
-    return _Settings(model_format is not None, normalization, reading)
+    pooling = values.get("pooling")
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise UnsupportedModelError(
+            f"{source}: {SETTINGS_FILE}: pooling: expected one of {', '.join(get_args(Pooling))}, "
+            f"got {json.dumps(pooling, ensure_ascii=False):.60}"
+        )
+    return _Settings(model_format is not None, normalization, reading, pooling)
 
 
 def _load_config(directory: Path, source: str) -> PreTrainedConfig:
@@ -542,6 +591,16 @@ def _refuse_missing(report: dict[str, Any], task: Task, source: str) -> None:
         raise UnsupportedModelError(
             f"{source}: the checkpoint holds no trained {task} model: {len(missing)} weights "
             f"are missing, such as {missing[0]}"
+        )
+
+
+def _refuse_missing_body(loaded: LoadedModel) -> None:
+    body = f"{loaded.model.base_model_prefix}."
+    of_body = [name for name in loaded.missing if name.startswith(body)]
+    if of_body:
+        raise UnsupportedModelError(
+            f"{loaded.source}: expected a trained encoder, but {len(of_body)} of its weights are "
+            f"missing, such as {of_body[0]}"
         )
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastmrc.pretrained import Normalization
 
 __all__ = [
+    "SENTENCE_ENDS",
     "PairLayout",
     "TextCodec",
     "TokenizedText",
@@ -28,6 +30,9 @@ __all__ = [
     "plain_backend",
     "window_starts",
 ]
+
+SENTENCE_ENDS = "。！？!?；;\n"  # noqa: RUF001
+_CLAUSE_ENDS = "，,、 "  # noqa: RUF001
 
 # The original's passage normalization; one character for one, so that offsets stay right.
 _ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
@@ -158,6 +163,28 @@ class TextCodec:
         """Return the token ids of a question, int32 [n]."""
         return self._encode("question", [question])[0].token_ids
 
+    def encode_texts(self, texts: Sequence[str], max_tokens: int) -> list[NDArray[np.int32]]:
+        """Return the token ids of texts, not normalized, int32 [n] each.
+
+        One of more than `max_tokens` tokens is cut behind its last mark that ends a sentence, else
+        before its last mark between clauses, else anywhere.
+        """
+        return [
+            tokens.token_ids[: _cut(text, tokens, 0, max_tokens)]
+            for text, tokens in zip(texts, self._encode("texts", texts), strict=True)
+        ]
+
+    def cut_pieces(self, text: str, max_tokens: int) -> list[str]:
+        """Return a text in pieces of at most `max_tokens` tokens, cut where `encode_texts` cuts;
+        one without tokens is one piece."""
+        (tokens,) = self._encode("texts", [text])
+        cuts = [0]
+        while cuts[-1] < len(tokens):
+            cuts.append(_cut(text, tokens, cuts[-1], max_tokens))
+        # Characters between tokens belong to the piece before them.
+        places = [0, *(int(tokens.starts[cut]) for cut in cuts[1:-1]), len(text)]
+        return [text[a:b] for a, b in pairwise(places)]
+
     def normalize(self, passage: str) -> str:
         """Return a passage as the model reads it, of the same length."""
         return passage.translate(_ORIGINAL_NORMALIZATION) if self._normalize else passage
@@ -205,6 +232,19 @@ def _tokenized(text: str, encoding: Any) -> TokenizedText:
 def join_tokens(*parts: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
     """Lay token ids end to end, int32 [n]."""
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+
+
+def _cut(text: str, tokens: TokenizedText, begin: int, most: int) -> int:
+    """Return where a piece of at most `most` tokens from `begin` ends."""
+    stop = begin + most
+    if len(tokens) <= stop:
+        return len(tokens)
+    first, last = int(tokens.starts[begin]), int(tokens.starts[stop])
+    at = max(text.rfind(mark, first, last) for mark in SENTENCE_ENDS) + 1  # behind it
+    if at == 0:
+        at = max(text.rfind(mark, first, last) for mark in _CLAUSE_ENDS)  # before it
+    end = int(np.searchsorted(tokens.ends[:stop], at, side="right"))
+    return end if end > begin else stop  # a cut that leaves nothing is none
 
 
 def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from fastmrc.cli import common
 from fastmrc.metrics import name_ids
-from fastmrc.training.options import Pooling, Task, TrainingOptions, WindowOptions
+from fastmrc.training.options import TRAINED_POOLINGS, Task, TrainingOptions, WindowOptions
 
 if TYPE_CHECKING:
     from fastmrc.training.run import DataSummary, TrainingResult
@@ -34,7 +34,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
         "--task",
         required=True,
         choices=get_args(Task),
-        help="what the model is for; mixed: the first three on one set of weights, span: start and "
+        help="what the model is for; mixed: the first four on one set of weights, span: start and "
         "end heads",
     )
     parser.add_argument(
@@ -88,10 +88,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("cloze", "share of cloze questions made from the passages", **number)
     add("copy_heads", "heads that begin as a copying channel", **whole)
     add("simbert_share", "of the batches of a mixture", **number)
+    add("retrieval_share", "of the batches of a mixture", **number)
+    add("retrieval_pairs", "questions in a batch of the retrieval objective", **whole)
+    add("mask_share", "of the first text's tokens that [MASK] replaces for SimBERT", **number)
     add("mlm_share", "of the other batches of a mixture; the rest is for seq2seq", **number)
     add("slots", "[MASK] slots of the MLM input", **whole)
     add("answer_tokens", "longest answer of the seq2seq input, its end included", **whole)
-    add("pooling", "of sentence vectors", choices=get_args(Pooling))
+    add("pooling", "of sentence vectors", choices=TRAINED_POOLINGS)
     add("normalization", "of passages (default: the base's own)", choices=common.NORMALIZATIONS)
     add("eval_questions", "held-out questions at each evaluation", **whole)
     add("eval_steps", "batches between evaluations", **whole)

@@ -32,6 +32,7 @@ __all__ = [
     "seq2seq_row",
     "slots_row",
     "span_row",
+    "text_row",
 ]
 
 IntArray = NDArray[np.int32]
@@ -122,6 +123,13 @@ def pair_row(first: IntArray, second: IntArray, name: str, codec: TextCodec) -> 
     """``[CLS] a [SEP] b [SEP]``: SimBERT's input, with `b` and its end as targets."""
     sep = [codec.sep_id]
     return _unilm_row(name, join_tokens([codec.cls_id], first, sep), join_tokens(second, sep))
+
+
+def text_row(tokens: IntArray, name: str, codec: TextCodec) -> Row:
+    """``[CLS] text [SEP]``, without targets: what a vector is made of."""
+    input_ids = join_tokens([codec.cls_id], tokens, [codec.sep_id])
+    none = np.zeros(0, np.int32)
+    return Row(name, input_ids, np.zeros_like(input_ids), len(input_ids), none, none)
 
 
 def _unilm_row(name: str, prefix: IntArray, labels: IntArray) -> Row:
@@ -247,13 +255,11 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self._options.seed, chunk])
         batches: list[tuple[Objective, list[Row]]] = []
         for objective, count in self._counts.items():
-            # A pair is two rows, one in each order.
-            size = max(1, self._options.batch_size // (2 if objective == "simbert" else 1))
+            size = self._batch_size(objective)
             numbers = range(chunk * count * size, (chunk + 1) * count * size)
-            if objective == "simbert":
-                rows_of = [
-                    self._pair_rows(numbers[b : b + size]) for b in range(0, count * size, size)
-                ]
+            if objective in ("simbert", "retrieval"):
+                draw = self._pair_rows if objective == "simbert" else self._retrieval_rows
+                rows_of = [draw(numbers[b : b + size], rng) for b in range(0, count * size, size)]
             else:
                 rows = [self._reading_row(objective, n, rng) for n in numbers]
                 rows.sort(key=lambda row: len(row.input_ids))
@@ -261,6 +267,12 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
             batches += [(objective, rows) for rows in rows_of]
         order = rng.permutation(len(batches))
         return [batches[i] for i in order]
+
+    def _batch_size(self, objective: Objective) -> int:
+        if objective == "retrieval":
+            return self._options.retrieval_pairs
+        # A pair is two rows, one in each order.
+        return max(1, self._options.batch_size // (2 if objective == "simbert" else 1))
 
     def _reading_row(self, objective: Objective, number: int, rng: np.random.Generator) -> Row:
         example = self._reading_example(objective, number, rng)
@@ -287,21 +299,42 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
             example = self._corpus.draw(int(rng.integers(self._corpus.num_questions)), rng)
         return example
 
-    def _pair_rows(self, numbers: range) -> list[Row]:
+    def _pair_rows(self, numbers: range, rng: np.random.Generator) -> list[Row]:
         """Return both orders of each pair: rows 2i and 2i + 1 belong together."""
         rows = []
         for n in numbers:
-            first, second, name = self._corpus.pairs[
-                self._nth("simbert", n, len(self._corpus.pairs))
-            ]
-            rows.append(pair_row(first, second, name, self._codec))
-            rows.append(pair_row(second, first, name, self._codec))
+            *texts, name = self._corpus.pairs[self._nth("simbert", n, len(self._corpus.pairs))]
+            for first, second in (texts, texts[::-1]):
+                rows.append(pair_row(self._masked(first, rng), second, name, self._codec))
+        return rows
+
+    def _masked(self, tokens: IntArray, rng: np.random.Generator) -> IntArray:
+        if not self._options.mask_share:
+            return tokens
+        hidden = rng.random(len(tokens)) < self._options.mask_share
+        return np.where(hidden, np.int32(self._codec.mask_id or 0), tokens)
+
+    def _retrieval_rows(self, numbers: range, rng: np.random.Generator) -> list[Row]:
+        """Return questions in the even rows, each followed by a window of its passage."""
+        rows: list[Row] = []
+        drawn: set[int] = set()
+        for n in numbers:
+            index = self._nth("retrieval", n, self._corpus.num_questions)
+            for _ in range(_TRIES):
+                evidence = self._corpus.draw_evidence(index, rng)
+                if evidence.document not in drawn:
+                    break
+                # Two questions on one passage would each be told that the other's is wrong.
+                index = int(rng.integers(self._corpus.num_questions))
+            drawn.add(evidence.document)
+            for tokens in (evidence.question, evidence.passage):
+                rows.append(text_row(tokens, evidence.id, self._codec))
         return rows
 
     def _nth(self, objective: Objective, number: int, size: int) -> int:
         """Return the `number`-th item of endless shuffled passes over `size` items."""
         epoch, place = divmod(number, size)
-        stream = ("seq2seq", "mlm", "simbert", "span").index(objective)
+        stream = ("seq2seq", "mlm", "simbert", "span", "retrieval").index(objective)
         order = _permutation(self._options.seed, stream, epoch, size)
         return int(order[place])
 
@@ -316,11 +349,14 @@ def batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, i
     if options.task != "mixed":
         return {options.task: _CHUNK}
     paired = round(options.simbert_share * _CHUNK) if pairs else 0
-    slots = int(options.mlm_share * (_CHUNK - paired))
+    retrieved = min(round(options.retrieval_share * _CHUNK), _CHUNK - paired)
+    reading = _CHUNK - paired - retrieved
+    slots = int(options.mlm_share * reading)
     counts: dict[Objective, int] = {
-        "seq2seq": _CHUNK - paired - slots,
+        "seq2seq": reading - slots,
         "mlm": slots,
         "simbert": paired,
+        "retrieval": retrieved,
     }
     return {objective: count for objective, count in counts.items() if count}
 

@@ -20,6 +20,7 @@ _INPUTS = {
     "seq2seq": "UniLM seq2seq, `[CLS] passage [SEP] question [SEP]` + answer (`Seq2SeqReader`)",
     "mlm": "masked slots, `[CLS] [MASK]*{slots} [SEP] question [SEP] passage [SEP]` (`MLMReader`)",
     "simbert": "SimBERT, `[CLS] a [SEP] b [SEP]`; vectors by {pooling} pooling",
+    "retrieval": "vectors of questions and passages, `[CLS] text [SEP]`, by {pooling} pooling",
     "span": "start and end heads (`SpanReader`)",
 }
 

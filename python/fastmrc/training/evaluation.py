@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from fastmrc.data import Pair, Question
-from fastmrc.encoders.batches import by_length, padded_inputs
+from fastmrc.encoders.vectors import VectorEncoder
 from fastmrc.metrics import Reference, evaluate
 from fastmrc.pretrained import LoadedModel
 from fastmrc.readers.base import Reader
 from fastmrc.readers.mlm import MLMReader
 from fastmrc.readers.seq2seq import Seq2SeqReader
 from fastmrc.readers.span import SpanReader
-from fastmrc.text import TextCodec, join_tokens
-from fastmrc.training.objectives import pooled
 from fastmrc.training.options import Objective, TrainingOptions
 
 __all__ = ["evaluate_model", "reading_options"]
@@ -44,8 +43,9 @@ def evaluate_model(
     dict
         For each reading objective ``{objective}_f1`` and ``{objective}_em`` by the CMRC 2018
         metric, in percent, passages read in windows; for SimBERT ``simbert_top1``, the share of
-        texts whose nearest other text is a synonym, in percent; ``score``, the mean over the
-        objectives of F1 or top1.
+        texts whose nearest other text is a synonym; for retrieval ``retrieval_top1``, the share of
+        questions whose nearest passage, of all of these questions', is their own, both in percent;
+        ``score``, the mean over the objectives of F1 or top1.
     """
     model: Any = copy.deepcopy(loaded.model)
     model.eval()
@@ -54,10 +54,16 @@ def evaluate_model(
     values: dict[str, float] = {}
     main = []
     for objective in objectives:
-        if objective == "simbert" and pairs:
-            values["simbert_top1"] = _top1(loaded, pairs, options)
-            main.append(values["simbert_top1"])
-        elif objective != "simbert" and questions:
+        if objective == "simbert":
+            if pairs:
+                values["simbert_top1"] = _synonyms_first(loaded, pairs, options)
+                main.append(values["simbert_top1"])
+        elif not questions:
+            continue
+        elif objective == "retrieval":
+            values["retrieval_top1"] = _passages_first(loaded, questions, options)
+            main.append(values["retrieval_top1"])
+        else:
             scores = _read(objective, loaded, questions, options)
             values |= {f"{objective}_{name}": value for name, value in scores.items()}
             main.append(scores["f1"])
@@ -117,21 +123,33 @@ def _answers_of(question: Question) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer for answer in given if answer))
 
 
-@torch.inference_mode()
-def _top1(loaded: LoadedModel, pairs: Sequence[Pair], options: TrainingOptions) -> float:
+def _synonyms_first(loaded: LoadedModel, pairs: Sequence[Pair], options: TrainingOptions) -> float:
     """Return the percentage of texts whose nearest other text is of the same record."""
-    codec = TextCodec(loaded.tokenizer, loaded.normalization)
     texts = [text for pair in pairs for text in (pair.text, *pair.synonyms)]
-    group = torch.tensor([i for i, pair in enumerate(pairs) for _ in (pair.text, *pair.synonyms)])
-    limit = options.windows.question_tokens
-    tokens = [codec.encode_question(text)[:limit] for text in texts]
-    rows = [join_tokens([codec.cls_id], own, [codec.sep_id]) for own in tokens]
-    vectors = torch.zeros(len(texts), int(loaded.model.config.hidden_size))
-    for batch in by_length([len(row) for row in rows]):
-        own = [rows[i] for i in batch]
-        inputs = padded_inputs(own, int(loaded.model.config.pad_token_id or 0), loaded.model.device)
-        hidden = loaded.model.base_model(**inputs).last_hidden_state
-        vectors[batch] = pooled(hidden, inputs["attention_mask"].sum(dim=1), options.pooling).cpu()
+    group = np.array([i for i, pair in enumerate(pairs) for _ in (pair.text, *pair.synonyms)])
+    vectors = _vectors(loaded, texts, options, options.windows.question_tokens)
     scores = vectors @ vectors.T
-    nearest = scores.fill_diagonal_(-2).argmax(dim=1)
-    return float((group[nearest] == group).float().mean()) * 100
+    np.fill_diagonal(scores, -2)
+    return float((group[scores.argmax(axis=1)] == group).mean()) * 100
+
+
+def _passages_first(
+    loaded: LoadedModel, questions: Sequence[Question], options: TrainingOptions
+) -> float:
+    """Return the percentage of questions whose nearest passage is one of their own."""
+    passages = list(dict.fromkeys(p.text for q in questions for p in q.passages))
+    own = [{passages.index(p.text) for p in q.passages} for q in questions]
+    asked = [question.question for question in questions]
+    queries = _vectors(loaded, asked, options, options.windows.question_tokens)
+    nearest = (queries @ _vectors(loaded, passages, options, None).T).argmax(axis=1).tolist()
+    return float(np.mean([i in mine for i, mine in zip(nearest, own, strict=True)])) * 100
+
+
+def _vectors(
+    loaded: LoadedModel, texts: Sequence[str], options: TrainingOptions, max_tokens: int | None
+) -> NDArray[np.float32]:
+    encoder = VectorEncoder(loaded, options.pooling)
+    vectors = np.zeros((len(texts), encoder.dimension), np.float32)
+    for places, own in encoder.batches(encoder.rows(texts, max_tokens)):
+        vectors[places] = own
+    return vectors

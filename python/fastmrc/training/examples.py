@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmrc.data import Pair, Question
-from fastmrc.text import TextCodec, TokenizedText
+from fastmrc.text import SENTENCE_ENDS, TextCodec, TokenizedText
 from fastmrc.training.near import NearDocuments
 from fastmrc.training.options import WindowOptions
 
-__all__ = ["Corpus", "Document", "ReadingExample", "find_tokens"]
+__all__ = ["Corpus", "Document", "Evidence", "ReadingExample", "find_tokens"]
 
 IntArray = NDArray[np.int32]
 
-_SENTENCE_ENDS = frozenset("。！？!?；;\n")  # noqa: RUF001
 _NONE = np.zeros(0, dtype=np.int32)
 # Of the documents nearest to a question, among how many a distractor is drawn.
 _NEAREST = 40
@@ -59,6 +58,26 @@ class ReadingExample:
     passage: IntArray
     answer: IntArray
     places: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A question and a window of a passage that it was asked of.
+
+    Attributes
+    ----------
+    id
+        Of the question.
+    question, passage
+        Token ids, int32.
+    document
+        Index of the passage that the window is of.
+    """
+
+    id: str
+    question: IntArray
+    document: int
+    passage: IntArray
 
 
 @dataclass(slots=True)
@@ -142,9 +161,8 @@ class Corpus:
     def add_pair(self, pair: Pair) -> None:
         """Add texts of the same meaning, one pair for each synonym."""
         limit = self._options.question_tokens
-        first = self._codec.encode_question(pair.text)[:limit]
-        for synonym in pair.synonyms:
-            second = self._codec.encode_question(synonym)[:limit]
+        first, *others = self._codec.encode_texts([pair.text, *pair.synonyms], limit)
+        for second in others:
             if len(first) and len(second):
                 self.pairs.append((first, second, pair.place))
 
@@ -158,16 +176,31 @@ class Corpus:
                 start = _random_start(len(self.documents[distractor].tokens), size, rng)
                 passage = self.documents[distractor].tokens.token_ids[start : start + size]
                 return ReadingExample(question.id, question.tokens, passage, _NONE, _NONE)
-        document = question.documents[int(rng.integers(len(question.documents)))]
-        tokens = self.documents[document].tokens.token_ids
-        spans, size = question.first_spans(document), self._size(rng)
-        if spans and rng.random() >= options.negatives:
-            start = _start_around(spans[int(rng.integers(len(spans)))], len(tokens), size, rng)
-        else:
-            start = _random_start(len(tokens), size, rng)
-        stop = min(len(tokens), start + size)
+        document, start, stop = self._window_of(question, options.negatives, rng)
         answer, places = self._target(question, document, start, stop)
-        return ReadingExample(question.id, question.tokens, tokens[start:stop], answer, places)
+        passage = self.documents[document].tokens.token_ids[start:stop]
+        return ReadingExample(question.id, question.tokens, passage, answer, places)
+
+    def draw_evidence(self, index: int, rng: np.random.Generator) -> Evidence:
+        """Draw a window of a passage of question `index`, around its answer if it has one."""
+        question = self._questions[index]
+        document, start, stop = self._window_of(question, 0.0, rng)
+        passage = self.documents[document].tokens.token_ids[start:stop]
+        return Evidence(question.id, question.tokens, document, passage)
+
+    def _window_of(
+        self, question: _Question, anywhere: float, rng: np.random.Generator
+    ) -> tuple[int, int, int]:
+        """Draw a document of a question and the tokens [start, stop) of it: around the answer,
+        except for the share `anywhere`."""
+        document = question.documents[int(rng.integers(len(question.documents)))]
+        length = len(self.documents[document].tokens)
+        spans, size = question.first_spans(document), self._size(rng)
+        if spans and rng.random() >= anywhere:
+            start = _start_around(spans[int(rng.integers(len(spans)))], length, size, rng)
+        else:
+            start = _random_start(length, size, rng)
+        return document, start, min(length, start + size)
 
     def draw_cloze(self, index: int, rng: np.random.Generator) -> ReadingExample | None:
         """Make a question of a sentence of document `index`; None if it has no fitting one.
@@ -312,7 +345,7 @@ def _start_around(span: tuple[int, int], length: int, size: int, rng: np.random.
 def _sentences(document: Document) -> Iterator[tuple[int, int]]:
     tokens, first = document.tokens, 0
     for i, end in enumerate(tokens.ends.tolist()):
-        if document.text[end - 1] in _SENTENCE_ENDS or i + 1 == len(tokens):
+        if document.text[end - 1] in SENTENCE_ENDS or i + 1 == len(tokens):
             if _SHORTEST_SENTENCE <= i - first <= 2 * _LONGEST_CLOZE_QUESTION:
                 yield first, i
             first = i + 1

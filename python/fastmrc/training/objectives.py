@@ -1,4 +1,4 @@
-"""The losses: reading (seq2seq and slots), SimBERT, start and end heads."""
+"""The losses: reading (seq2seq and slots), SimBERT, retrieval, start and end heads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from fastmrc.encoders.pooling import pooled
 from fastmrc.encoders.unilm import head_modules
-from fastmrc.training.options import LossWeights, Pooling
+from fastmrc.training.options import LossWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["batch_loss", "pooled"]
+    from fastmrc.pretrained import Pooling
+
+__all__ = ["batch_loss"]
 
 # SimBERT multiplies cosines by this before the softmax.
 _SIMILARITY_SCALE = 30.0
@@ -34,10 +37,12 @@ def batch_loss(
     weights
         Of the parts.
     pooling
-        For the SimBERT objective.
+        For the objectives SimBERT and retrieval.
     """
     if batch["objective"] == "span":
         parts = {"span": (1.0, _span_loss(model, batch))}
+    elif batch["objective"] == "retrieval":
+        parts = {"similarity": (1.0, _retrieval_loss(model, batch, pooling))}
     else:
         parts = _token_losses(model, batch, weights, pooling)
     total = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
@@ -58,7 +63,8 @@ def _token_losses(
     parts = {"token": (1.0, functional.cross_entropy(targets, batch["label"]))}
     if batch["objective"] == "simbert":
         if weights.similarity > 0:
-            parts["similarity"] = weights.similarity, _similarity_loss(hidden, batch, pooling)
+            vectors = pooled(hidden, batch["prefix"], pooling)
+            parts["similarity"] = weights.similarity, _similarity_loss(vectors)
     elif weights.passage > 0:
         parts["passage"] = weights.passage, _passage_loss(targets, batch)
     if attends:
@@ -73,25 +79,6 @@ def _inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         # A float32 mask would take the whole attention with it.
         inputs["attention_mask"] = inputs["attention_mask"].bfloat16()
     return inputs
-
-
-def pooled(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Return one vector of length 1 per text, float32 [B, hidden].
-
-    Parameters
-    ----------
-    hidden
-        Last hidden states [B, T, hidden].
-    lengths
-        Tokens of each text, special ones included, int64 [B].
-    pooling
-        Mean over the tokens, or the first.
-    """
-    if pooling == "cls":
-        return functional.normalize(hidden[:, 0].float(), dim=-1)
-    inside = torch.arange(hidden.shape[1], device=hidden.device)[None] < lengths[:, None]
-    total = (hidden.float() * inside[:, :, None]).sum(dim=1)
-    return functional.normalize(total, dim=-1)
 
 
 def _passage_loss(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
@@ -120,16 +107,31 @@ def _attention_loss(attention: torch.Tensor, batch: dict[str, Any]) -> torch.Ten
     return -(mass + _LEAST_ATTENTION).log().mean()
 
 
-def _similarity_loss(hidden: torch.Tensor, batch: dict[str, Any], pooling: Pooling) -> torch.Tensor:
+def _similarity_loss(vectors: torch.Tensor) -> torch.Tensor:
     """Softmax cross-entropy over in-batch cosines x 30: row 2i belongs to row 2i + 1 (SimBERT)."""
-    vectors = pooled(hidden, batch["prefix"], pooling)
-    with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has too few digits for this
+    device = vectors.device
+    with torch.autocast(device.type, enabled=False):  # bfloat16 has too few digits for this
         scores = vectors @ vectors.T * _SIMILARITY_SCALE
-    scores = scores.masked_fill(
-        torch.eye(len(scores), dtype=torch.bool, device=hidden.device), -1e12
-    )
-    partner = torch.arange(len(scores), device=hidden.device) ^ 1
+    scores = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=device), -1e12)
+    partner = torch.arange(len(scores), device=device) ^ 1
     return functional.cross_entropy(scores, partner)
+
+
+def _retrieval_loss(
+    model: PreTrainedModel, batch: dict[str, Any], pooling: Pooling
+) -> torch.Tensor:
+    """The similarity loss with questions in the even rows and their passages in the odd ones."""
+    inputs, lengths = _inputs(batch), batch["prefix"]
+    parts = []
+    for first in (0, 1):
+        own = lengths[first::2]
+        # Questions are padded to the longest of themselves, not to the passages.
+        size = int(own.max())
+        cut = {name: tensor[first::2, ..., :size] for name, tensor in inputs.items()}
+        cut["attention_mask"] = cut["attention_mask"][:, :, :size]
+        hidden = model.base_model(**cut).last_hidden_state
+        parts.append(pooled(hidden, own, pooling))
+    return _similarity_loss(torch.stack(parts, dim=1).flatten(0, 1))
 
 
 def _span_loss(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:

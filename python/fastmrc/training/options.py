@@ -7,13 +7,32 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fastmrc.errors import InputError
-from fastmrc.pretrained import Normalization
+from fastmrc.pretrained import Normalization, Pooling
 
-__all__ = ["LossWeights", "Objective", "Pooling", "Task", "TrainingOptions", "WindowOptions"]
+__all__ = [
+    "MIXTURE",
+    "TRAINED_POOLINGS",
+    "LossWeights",
+    "Objective",
+    "Task",
+    "TrainingOptions",
+    "WindowOptions",
+]
 
-Objective = Literal["seq2seq", "mlm", "simbert", "span"]
-Task = Literal["seq2seq", "mlm", "simbert", "mixed", "span"]
-Pooling = Literal["mean", "cls"]
+Objective = Literal["seq2seq", "mlm", "simbert", "retrieval", "span"]
+Task = Literal["seq2seq", "mlm", "simbert", "retrieval", "mixed", "span"]
+MIXTURE: tuple[Objective, ...] = ("seq2seq", "mlm", "simbert", "retrieval")
+TRAINED_POOLINGS = ("mean", "cls")
+_SHARES = (
+    "warmup",
+    "cloze",
+    "simbert_share",
+    "retrieval_share",
+    "mask_share",
+    "mlm_share",
+    "dropout",
+    "weight_decay",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +111,9 @@ class TrainingOptions:
     Attributes
     ----------
     task
-        ``"seq2seq"``, ``"mlm"``, ``"simbert"``, ``"span"`` (start and end heads, read by
-        `fastmrc.SpanReader`) or ``"mixed"``: the first three in turn on one set of weights.
+        ``"seq2seq"``, ``"mlm"``, ``"simbert"``, ``"retrieval"`` (vectors of questions near those of
+        their passages), ``"span"`` (start and end heads, read by `fastmrc.SpanReader`) or
+        ``"mixed"``: the first four in turn on one set of weights.
     epochs
         How often each question is seen, over all objectives together; None: 3 if there is no
         other bound. The first bound ends the run.
@@ -110,6 +130,13 @@ class TrainingOptions:
         Share of the reading examples that are cloze questions made from the passages.
     simbert_share
         Share of the batches for the SimBERT objective in a mixture that has pairs.
+    retrieval_share
+        Share of the batches for the retrieval objective in a mixture.
+    retrieval_pairs
+        Questions in a batch of the retrieval objective; each passage of the batch is a wrong one
+        for all questions but its own, so more are better.
+    mask_share
+        Share of the tokens of the first text that [MASK] replaces in the SimBERT objective.
     mlm_share
         Share of the other batches of a mixture for the MLM objective; the rest is for seq2seq.
     dropout
@@ -123,9 +150,9 @@ class TrainingOptions:
     answer_tokens
         Longest answer of the seq2seq objective, its end token included.
     pooling
-        How the SimBERT objective makes one vector of a text: ``"mean"`` over its last hidden
-        states, or ``"cls"``, the first of them. (The original's linear pool has a layer that the
-        masked-LM models of transformers do not keep.)
+        How one vector is made of a text: ``"mean"`` over its last hidden states, or ``"cls"``, the
+        first of them. (The original's linear pool has a layer that the masked-LM models of
+        transformers do not keep.)
     normalization
         Of passages, stored with the model; None: the base's own.
     eval_questions
@@ -148,6 +175,9 @@ class TrainingOptions:
     weight_decay: float = 0.01
     cloze: float = 0.0
     simbert_share: float = 0.1
+    retrieval_share: float = 0.1
+    retrieval_pairs: int = 32
+    mask_share: float = 0.0
     mlm_share: float = 0.5
     dropout: float = 0.1
     copy_heads: int = 0
@@ -168,13 +198,20 @@ class TrainingOptions:
         )
         for name in ("batch_size", "slots", "answer_tokens", "eval_questions", "eval_steps"):
             _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        # One question alone has no wrong passage.
+        _require("retrieval_pairs", self.retrieval_pairs >= 2, "at least 2", self.retrieval_pairs)
+        _require(
+            "pooling", self.pooling in TRAINED_POOLINGS, " or ".join(TRAINED_POOLINGS), self.pooling
+        )
         for name in ("epochs", "max_steps", "max_hours", "learning_rate"):
             value = getattr(self, name)
             if value is not None:
                 _require(name, math.isfinite(value) and value > 0, "a number above 0", value)
-        for name in ("warmup", "cloze", "simbert_share", "mlm_share", "dropout", "weight_decay"):
+        for name in _SHARES:
             value = getattr(self, name)
             _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
+        of_pairs = self.simbert_share + self.retrieval_share
+        _require("retrieval_share", of_pairs <= 1, "at most 1 with simbert_share", of_pairs)
         _require("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1", self.seed)
         _require("copy_heads", self.copy_heads >= 0, "at least 0", self.copy_heads)
         copies = self.copy_heads == 0 or not {"seq2seq", "mlm"}.isdisjoint(self.objectives)
@@ -183,7 +220,7 @@ class TrainingOptions:
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives that the task is made of."""
-        return ("seq2seq", "mlm", "simbert") if self.task == "mixed" else (self.task,)
+        return MIXTURE if self.task == "mixed" else (self.task,)
 
 
 def _require(name: str, holds: bool, expected: str, got: object) -> None:

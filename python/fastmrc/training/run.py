@@ -156,13 +156,13 @@ def train(
     with _locked(output):
         run = _fingerprint(base, data, held_out, options)
         _check_output(output, run)
-        loaded, initialized = _load(base, options, device)
+        loaded = _load(base, options, device)
         codec = TextCodec(loaded.tokenizer, loaded.normalization)
         _check_fit(loaded, codec, options)
         corpus, summary = _read(data, codec, options)
         held = None if held_out is None else _held_out(held_out, options, summary)
         if on_start is not None:
-            on_start(summary, initialized)
+            on_start(summary, loaded.missing)
         resumed = last_checkpoint(output / _CHECKPOINTS)
         if resumed is None and options.copy_heads:
             initialize_copying(
@@ -172,7 +172,7 @@ def train(
         trainer = _trainer(loaded, codec, corpus, options, held, output, progress)
         with _disk_errors(output), quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        result = _result(trainer, summary, initialized)
+        result = _result(trainer, summary, loaded.missing)
         _save(output, loaded, trainer, options, base, data, result)
     return result
 
@@ -184,9 +184,7 @@ def _require_extra() -> None:
             raise InputError(f"train needs the package {package}: pip install 'fastmrc[train]'")
 
 
-def _load(
-    base: StrPath, options: TrainingOptions, device: str | None
-) -> tuple[LoadedModel, tuple[str, ...]]:
+def _load(base: StrPath, options: TrainingOptions, device: str | None) -> LoadedModel:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:") and device != "cuda:0":
@@ -196,13 +194,13 @@ def _load(
     set_seed(options.seed)  # for weights that begin at random
     task: ModelTask = "question-answering" if options.task == "span" else "masked-LM"
     path = base if isinstance(base, str) else Path(base)  # a plain string may be a hub id
-    loaded, initialized = load_base(path, task=task, device=device)
+    loaded = load_base(path, task=task, device=device)
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = options.dropout
     if options.normalization is not None:
         loaded = replace(loaded, normalization=options.normalization)
-    return loaded, initialized
+    return loaded
 
 
 def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) -> None:
@@ -215,13 +213,15 @@ def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) 
         )
     if getattr(config, "is_decoder", False):
         raise UnsupportedModelError("base: expected an encoder, got is_decoder=True")
-    if "mlm" in options.objectives and codec.mask_id is None:
+    masks = "mlm" in options.objectives or options.mask_share > 0
+    if masks and codec.mask_id is None:
         raise UnsupportedModelError("base: expected a tokenizer with a [MASK] token, got none")
     passage, question = options.windows.window_tokens[1], options.windows.question_tokens
     needed = {
         "seq2seq": passage + question + 3 + options.answer_tokens,
         "mlm": passage + question + 4 + options.slots,
         "simbert": 2 * question + 3,
+        "retrieval": max(passage, question) + 2,
         "span": passage + question + 4,
     }
     longest = max(needed[objective] for objective in options.objectives)
@@ -305,7 +305,8 @@ def _num_steps(options: TrainingOptions, corpus: Corpus) -> int:
         epochs = 3.0
     if epochs is not None:
         examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
-        bounds.append(max(1, round(epochs * examples / options.batch_size)))
+        size = options.retrieval_pairs if options.task == "retrieval" else options.batch_size
+        bounds.append(max(1, round(epochs * examples / size)))
     return min(bounds, default=_ENDLESS)
 
 

@@ -21,13 +21,6 @@ void check_positive(const char* name, int64_t value) {
   }
 }
 
-void check_end_id(int32_t end_id, int64_t vocabulary_size) {
-  if (end_id < 0 || end_id >= vocabulary_size) {
-    throw py::value_error("end_id: expected a token below " + std::to_string(vocabulary_size) +
-                          ", got " + std::to_string(end_id));
-  }
-}
-
 template <TopK kTopK>
 py::tuple bind_topk(py::handle x, int64_t k) {
   const Tensor tensor(x, "x");
@@ -42,6 +35,55 @@ py::tuple bind_topk(py::handle x, int64_t k) {
     kTopK(rows, k, value_data, id_data);
   }
   return py::make_tuple(values, ids);
+}
+
+// Unlike the other operations it writes into its arguments: the lists run over many blocks.
+void bind_topk_merge(py::handle scores, int64_t first_id, py::array_t<float> values,
+                     py::array_t<int64_t> ids) {
+  const Tensor tensor(scores, "scores");
+  const Rows rows = tensor.rows();
+  const auto fits = [&](const py::array& list) {
+    return list.ndim() == 2 && list.shape(0) == rows.rows && list.shape(1) >= 1 &&
+           (list.flags() & py::array::c_style) != 0;
+  };
+  if (!fits(values) || !fits(ids) || ids.shape(1) != values.shape(1)) {
+    throw py::value_error("values, ids: expected contiguous [rows, k] with " +
+                          std::to_string(rows.rows) + " rows");
+  }
+  const int64_t k = values.shape(1);
+  float* value_data = values.mutable_data();
+  int64_t* id_data = ids.mutable_data();
+  const py::gil_scoped_release release;
+  topk_merge(rows, first_id, k, value_data, id_data);
+}
+
+py::array_t<double> bind_inner_products(py::handle queries, py::handle corpus,
+                                        const py::array_t<int64_t, py::array::c_style>& ids) {
+  const Tensor query_tensor(queries, "queries");
+  const Tensor corpus_tensor(corpus, "corpus");
+  const Rows asked = query_tensor.rows();
+  const Rows entries = corpus_tensor.rows();
+  if (asked.cols != entries.cols) {
+    throw py::value_error("corpus: expected " + std::to_string(asked.cols) + " columns, got " +
+                          std::to_string(entries.cols));
+  }
+  if (ids.ndim() != 2 || ids.shape(0) != asked.rows) {
+    throw py::value_error("ids: expected one row per query, " + std::to_string(asked.rows));
+  }
+  const int64_t* id_data = ids.data();
+  for (int64_t i = 0; i < ids.size(); ++i) {
+    if (id_data[i] < 0 || id_data[i] >= entries.rows) {
+      throw py::value_error("ids: expected rows below " + std::to_string(entries.rows) + ", got " +
+                            std::to_string(id_data[i]));
+    }
+  }
+  py::array_t<double> products({asked.rows, static_cast<int64_t>(ids.shape(1))});
+  double* data = products.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    inner_products(asked, entries, id_data, ids.shape(1), data);
+  }
+  return products;
 }
 
 py::tuple bind_row_stats(py::handle x) {
@@ -282,6 +324,13 @@ py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t m
 
 }  // namespace
 
+void check_end_id(int32_t end_id, int64_t vocabulary_size) {
+  if (end_id < 0 || end_id >= vocabulary_size) {
+    throw py::value_error("end_id: expected a token below " + std::to_string(vocabulary_size) +
+                          ", got " + std::to_string(end_id));
+  }
+}
+
 Vote parse_vote(const std::string& name) {
   if (name == "original") return Vote::kOriginal;
   if (name == "mean") return Vote::kMean;
@@ -294,6 +343,11 @@ Vote parse_vote(const std::string& name) {
 void register_ops(py::module_& module) {
   module.def("topk", &bind_topk<topk>, py::arg("x"), py::arg("k"));
   module.def("log_softmax_topk", &bind_topk<log_softmax_topk>, py::arg("x"), py::arg("k"));
+  // noconvert: a converted copy would be written to in vain.
+  module.def("topk_merge", &bind_topk_merge, py::arg("scores"), py::arg("first_id"),
+             py::arg("values").noconvert(), py::arg("ids").noconvert());
+  module.def("inner_products", &bind_inner_products, py::arg("queries"), py::arg("corpus"),
+             py::arg("ids"));
   module.def("row_stats", &bind_row_stats, py::arg("x"));
   module.def("beam_step", &bind_beam_step, py::arg("logits"), py::arg("scores"),
              py::arg("passages"), py::arg("hypotheses"), py::arg("beam_size"), py::arg("end_id"),

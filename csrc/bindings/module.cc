@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, module) {
   fastmrc::bindings::register_automata(module);
   fastmrc::bindings::register_ops(module);
   fastmrc::bindings::register_beam_search(module);
+  fastmrc::bindings::register_sampling(module);
 
   module.def("num_threads", &fastmrc::num_threads);
   module.def("set_num_threads", &fastmrc::set_num_threads, py::arg("n"));

@@ -34,6 +34,11 @@ constexpr int kMaxLanes = 64;
 struct Kernels {
   RowStats (*row_stats)(const void* row, DType dtype, int64_t n);
 
+  // Sum of exp((x - max) / temperature) over elements [begin, end), to 1e-6 relative for
+  // temperatures from 0.01; `max` finite and at least every element.
+  double (*sum_exp)(const void* row, DType dtype, int64_t begin, int64_t end, float max,
+                    double temperature);
+
   // Writes the maximum over (i - begin) % kMaxLanes == lane of elements [begin, end) to
   // out[kMaxLanes] (-inf where there is none). Returns false if a NaN was seen.
   bool (*lane_max)(const void* row, DType dtype, int64_t begin, int64_t end, float* out);

@@ -86,18 +86,21 @@ inline double sum_of(const T* row, int64_t begin, int64_t end, Exponential expon
   return reduce_sum(lanes);
 }
 
-// Sum of exp(x - max) for a finite maximum.
+// Sum of exp((x - max) / temperature) for a finite maximum; `scale` is log2(e) / temperature.
 template <typename T>
-double sum_exp(const T* row, int64_t begin, int64_t end, float max) {
+double sum_exp_of(const T* row, int64_t begin, int64_t end, float max, float scale) {
   constexpr float kNear = 0x1p21f;
-  if (!(max > -kNear && max < kNear)) {
-    return sum_of(row, begin, end, [max](Vec x) { return vexp(x - max); });
+  const float scaled = max * scale;
+  if (!(scaled > -kNear && scaled < kNear)) {
+    return sum_of(row, begin, end, [max, scale](Vec x) { return vexp2((x - max) * scale); });
   }
   // One multiply-add both scales x and subtracts the maximum. By how much the product of the
   // maximum was rounded, which beyond kNear is no longer little, is divided out again, so that a
   // row of one certain token has the sum one.
-  const Vec shift = broadcast(-(max * kLog2E));
-  const auto exponential = [shift](Vec x) { return vexp2(vfma(x, broadcast(kLog2E), shift)); };
+  const Vec shift = broadcast(-scaled);
+  const auto exponential = [shift, scale](Vec x) {
+    return vexp2(vfma(x, broadcast(scale), shift));
+  };
   const Vec unit = exponential(broadcast(max));
   return sum_of(row, begin, end, exponential) / static_cast<double>(unit[0]);
 }
@@ -152,7 +155,7 @@ RowStats row_stats_of(const T* row, int64_t n) {
     }
     // A NaN never wins a maximum but always reaches the sum.
     if (max > -kInf && max < kInf) {
-      sum += sum_exp(row, begin, end, max);
+      sum += sum_exp_of(row, begin, end, max, kLog2E);
     } else if (holds_nan(row + begin, end - begin)) {
       sum = std::numeric_limits<double>::quiet_NaN();
     }
@@ -294,6 +297,15 @@ RowStats row_stats(const void* row, DType dtype, int64_t n) {
   return with_type(row, dtype, [&](const auto* p) { return row_stats_of(p, n); });
 }
 
+double sum_exp(const void* row, DType dtype, int64_t begin, int64_t end, float max,
+               double temperature) {
+  constexpr double kLeast = 1e-30, kMost = 1e30;  // so that no product is 0 * inf
+  const double exact = static_cast<double>(kLog2E) / temperature;
+  const auto scale = static_cast<float>(exact < kLeast ? kLeast : exact > kMost ? kMost : exact);
+  return with_type(row, dtype,
+                   [&](const auto* p) { return sum_exp_of(p, begin, end, max, scale); });
+}
+
 bool lane_max(const void* row, DType dtype, int64_t begin, int64_t end, float* out) {
   return with_type(row, dtype, [&](const auto* p) { return lane_max_of(p, begin, end, out); });
 }
@@ -320,7 +332,8 @@ float load_item(const void* row, DType dtype, int64_t i) {
   return with_type(row, dtype, [&](const auto* p) { return load_one(p + i); });
 }
 
-constexpr Kernels kTable{row_stats, lane_max, collect, approximate_votes, gather, load_item};
+constexpr Kernels kTable{row_stats,         sum_exp, lane_max, collect,
+                         approximate_votes, gather,  load_item};
 
 }  // namespace
 

@@ -11,7 +11,6 @@
 namespace fastmrc {
 namespace {
 
-constexpr int32_t kNoNode = -1;
 // Indexing a token takes about as long as reading so many floats.
 constexpr int64_t kLanesPerToken = 256;
 
@@ -55,7 +54,7 @@ BeamSearch::BeamSearch(const BeamSearchOptions& options, std::vector<int32_t> to
     beam.size = options_.beam_size;
     beam.scores = {0.0f};
     beam.states = {Automaton::kRootState};
-    beam.nodes = {kNoNode};
+    beam.nodes = {TokenTree::kNone};
     for (int32_t p = question_offsets_[static_cast<size_t>(q)];
          p < question_offsets_[static_cast<size_t>(q) + 1]; ++p) {
       beam.passages.push_back(p);
@@ -238,11 +237,8 @@ void BeamSearch::select(const Rows& logits) {
 }
 
 int32_t BeamSearch::add_node(int32_t token, int32_t parent) {
-  node_token_.push_back(token);
-  node_parent_.push_back(parent);
-  node_column_.push_back(-1);
-  node_ahead_.push_back(kNoNode);
-  return static_cast<int32_t>(node_token_.size()) - 1;
+  node_ahead_.push_back(TokenTree::kNone);
+  return tree_.add(token, parent);
 }
 
 // The node of the candidate's token, added to the tree of hypotheses unless it was looked ahead to;
@@ -250,10 +246,10 @@ int32_t BeamSearch::add_node(int32_t token, int32_t parent) {
 int32_t BeamSearch::node_of(const Beam& beam, const Candidate& candidate) {
   const int32_t parent = beam.nodes[static_cast<size_t>(candidate.parent)];
   if (candidate.token == options_.end_id) return parent;
-  if (parent != kNoNode) {
+  if (parent != TokenTree::kNone) {
     // There is one continuation only, so the candidate is it.
     const int32_t ahead = node_ahead_[static_cast<size_t>(parent)];
-    if (ahead != kNoNode) return ahead;
+    if (ahead != TokenTree::kNone) return ahead;
   }
   return add_node(candidate.token, parent);
 }
@@ -377,7 +373,7 @@ void BeamSearch::prepare_request() {
     request.questions.push_back(q);
     request.hypotheses.push_back(static_cast<int32_t>(beam.nodes.size()));
     for (const int32_t node : beam.nodes) {
-      encoded = encoded && node_column_[static_cast<size_t>(node)] >= 0;
+      encoded = encoded && tree_.column(node) >= 0;
     }
   }
   fresh_.resize(request.questions.size());
@@ -388,7 +384,7 @@ void BeamSearch::prepare_request() {
     plan_tree(beams_[static_cast<size_t>(request.questions[a])], fresh_[a]);
     request.width = std::max(request.width, static_cast<int32_t>(fresh_[a].size()));
   }
-  list_tokens();
+  tree_.list(fresh_, request);
   list_rows();
 }
 
@@ -402,46 +398,20 @@ void BeamSearch::plan_tree(const Beam& beam, std::vector<int32_t>& fresh) {
   for (size_t k = 0; k < beam.nodes.size(); ++k) {
     int32_t node = beam.nodes[k];
     int32_t state = beam.states[k];
-    if (node_column_[static_cast<size_t>(node)] < 0) fresh.push_back(node);
+    if (tree_.column(node) < 0) fresh.push_back(node);
     for (int32_t i = 0; i < most && beam.constraint != nullptr; ++i) {
       const AllowedTokens allowed = beam.constraint->allowed(state);
       if (allowed.size() != 1) break;
       const int32_t token = *allowed.begin;
       // A constraint may hold tokens that the beam step refuses once it comes to them.
       if (token >= options_.vocabulary_size || token == options_.end_id) break;
-      if (node_ahead_[static_cast<size_t>(node)] == kNoNode) {
+      if (node_ahead_[static_cast<size_t>(node)] == TokenTree::kNone) {
         const int32_t ahead = add_node(token, node);
         node_ahead_[static_cast<size_t>(node)] = ahead;
         fresh.push_back(ahead);
       }
       node = node_ahead_[static_cast<size_t>(node)];
       state = *allowed.targets;
-    }
-  }
-}
-
-// Gives the nodes to encode their columns and writes down what they attend to.
-void BeamSearch::list_tokens() {
-  StepRequest& request = request_;
-  const auto width = static_cast<size_t>(request.width);
-  const int32_t base = request.columns;
-  request.columns += request.width;
-  const auto columns = static_cast<size_t>(request.columns);
-  request.tokens.assign(request.questions.size() * width, 0);
-  request.depths.assign(request.questions.size() * width, 0);
-  request.ancestors.assign(request.questions.size() * width * columns, 0);
-  for (size_t a = 0; a < fresh_.size(); ++a) {
-    for (size_t i = 0; i < fresh_[a].size(); ++i) {
-      const auto node = static_cast<size_t>(fresh_[a][i]);
-      node_column_[node] = base + static_cast<int32_t>(i);
-      request.tokens[a * width + i] = node_token_[node];
-      uint8_t* mask = request.ancestors.data() + (a * width + i) * columns;
-      int32_t length = 0;
-      for (int32_t n = fresh_[a][i]; n != kNoNode; n = node_parent_[static_cast<size_t>(n)]) {
-        mask[node_column_[static_cast<size_t>(n)]] = 1;
-        ++length;
-      }
-      request.depths[a * width + i] = length - 1;
     }
   }
 }
@@ -457,25 +427,16 @@ void BeamSearch::list_rows() {
       for (const int32_t node : beam.nodes) {
         request.row_passage.push_back(p);
         request.row_question.push_back(static_cast<int32_t>(a));
-        request.row_column.push_back(node_column_[static_cast<size_t>(node)]);
+        request.row_column.push_back(tree_.column(node));
       }
     }
   }
 }
 
-std::vector<int32_t> BeamSearch::tokens_of(int32_t node) const {
-  std::vector<int32_t> tokens;
-  for (int32_t n = node; n != kNoNode; n = node_parent_[static_cast<size_t>(n)]) {
-    tokens.push_back(node_token_[static_cast<size_t>(n)]);
-  }
-  std::reverse(tokens.begin(), tokens.end());
-  return tokens;
-}
-
 std::vector<Hypothesis> BeamSearch::hypotheses(int32_t question) const {
   std::vector<Hypothesis> result;
   for (const Entry& entry : beams_[static_cast<size_t>(question)].entries) {
-    result.push_back({tokens_of(entry.node), entry.score, entry.finished});
+    result.push_back({tree_.path(entry.node), entry.score, entry.finished});
   }
   return result;
 }
@@ -483,7 +444,7 @@ std::vector<Hypothesis> BeamSearch::hypotheses(int32_t question) const {
 std::vector<std::vector<int32_t>> BeamSearch::live_tokens(int32_t question) const {
   std::vector<std::vector<int32_t>> result;
   for (const int32_t node : beams_[static_cast<size_t>(question)].nodes) {
-    result.push_back(tokens_of(node));
+    result.push_back(tree_.path(node));
   }
   return result;
 }

@@ -3,6 +3,7 @@
 // entry; only the few segments that reach it are read again, from the cache, for the entries at or
 // above it. No index array, no heap.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -91,8 +92,11 @@ int64_t collect_row(const Kernels& table, const Rows& rows, int64_t i, float bou
   return found;
 }
 
-void topk_row(const Kernels& table, const Rows& rows, int64_t i, int64_t k, float* values,
-              int32_t* ids, Scratch& scratch) {
+}  // namespace
+
+void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids) {
+  thread_local Scratch scratch;
+  const Kernels& table = kernels();
   const void* row = rows.row(i);
   find_maxima(table, rows, i, scratch);
   const int64_t found = collect_row(table, rows, i, lower_bound_of_kth(k, scratch), scratch);
@@ -112,14 +116,75 @@ void topk_row(const Kernels& table, const Rows& rows, int64_t i, int64_t k, floa
   std::fill(ids + kept, ids + k, -1);
 }
 
-}  // namespace
-
 void topk(const Rows& rows, int64_t k, float* values, int32_t* ids) {
   if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
-  const Kernels& table = kernels();
-  parallel_for_work(rows.rows * rows.cols, rows.rows, [&](int64_t i) {
-    thread_local Scratch scratch;
-    topk_row(table, rows, i, k, values + i * k, ids + i * k, scratch);
+  parallel_for_work(rows.rows * rows.cols, rows.rows,
+                    [&](int64_t i) { topk_of(rows, i, k, values + i * k, ids + i * k); });
+}
+
+namespace {
+
+// Merges `count` new entries, falling, with ids above those of the list [k].
+void merge_sorted(const float* new_values, const int64_t* new_ids, int64_t count, int64_t k,
+                  float* values, int64_t* ids) {
+  thread_local std::vector<float> old_values;
+  thread_local std::vector<int64_t> old_ids;
+  old_values.assign(values, values + k);
+  old_ids.assign(ids, ids + k);
+  int64_t from_old = 0, from_new = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    const auto o = static_cast<size_t>(from_old);
+    const bool take_new =
+        from_new < count && (old_ids[o] < 0 || new_values[from_new] > old_values[o]);
+    values[j] = take_new ? new_values[from_new] : old_values[o];
+    ids[j] = take_new ? new_ids[from_new] : old_ids[o];
+    ++(take_new ? from_new : from_old);
+  }
+}
+
+void merge_row(const Rows& scores, int64_t i, int64_t first_id, int64_t k, float* values,
+               int64_t* ids) {
+  thread_local std::vector<int32_t> found;
+  thread_local std::vector<float> best;
+  thread_local std::vector<int64_t> best_ids;
+  const auto most = static_cast<size_t>(std::min(k, scores.cols));
+  best.resize(most);
+  best_ids.resize(most);
+  if (ids[k - 1] >= 0) {
+    // Of equal values the lower id is in the list already.
+    const float bar = std::nextafter(values[k - 1], kInf);
+    found.resize(static_cast<size_t>(scores.cols));
+    const int64_t count =
+        kernels().collect(scores.row(i), scores.dtype, 0, scores.cols, bar, found.data());
+    if (count == 0) return;
+    // Few, except in the first blocks.
+    found.resize(static_cast<size_t>(count));
+    const auto value = [&](int32_t id) {
+      return kernels().load_one(scores.row(i), scores.dtype, id);
+    };
+    const auto kept = std::min(found.size(), most);
+    std::partial_sort(
+        found.begin(), found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
+        [&](int32_t a, int32_t b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
+    best.resize(kept);
+    best_ids.resize(kept);
+    for (size_t j = 0; j < kept; ++j) best[j] = value(found[j]);
+  } else {
+    found.resize(most);
+    topk_of(scores, i, static_cast<int64_t>(most), best.data(), found.data());
+    while (!best.empty() && found[best.size() - 1] < 0) best.pop_back();
+    best_ids.resize(best.size());
+  }
+  for (size_t j = 0; j < best.size(); ++j) best_ids[j] = first_id + found[j];
+  merge_sorted(best.data(), best_ids.data(), static_cast<int64_t>(best.size()), k, values, ids);
+}
+
+}  // namespace
+
+void topk_merge(const Rows& scores, int64_t first_id, int64_t k, float* values, int64_t* ids) {
+  if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
+  parallel_for_work(scores.rows * scores.cols, scores.rows, [&](int64_t i) {
+    merge_row(scores, i, first_id, k, values + i * k, ids + i * k);
   });
 }
 

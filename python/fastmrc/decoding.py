@@ -1,4 +1,4 @@
-"""Drives the native beam search with the logits of an encoder."""
+"""Drives the native searches with the logits of an encoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from fastmrc import _C
 from fastmrc._build import follow_torch
 from fastmrc.constraints import Automaton, flatten_sequences, native_automata
-from fastmrc.options import SearchOptions
-from fastmrc.types import Hypothesis, SearchResult
+from fastmrc.options import SamplingOptions, SearchOptions
+from fastmrc.types import Hypothesis, SampledSequence, SearchResult
 
-__all__ = ["BatchResult", "LogitsSource", "beam_search"]
+__all__ = ["BatchResult", "LogitsSource", "beam_search", "sample_sequences"]
 
 
 class LogitsSource(Protocol):
@@ -111,6 +111,66 @@ def beam_search(
         own = slice(question_offsets[q], question_offsets[q + 1])
         results.append(_result(search, q, [values[own].tolist() for values in of_passages]))
     return BatchResult(results, encode_seconds, decode_seconds)
+
+
+def sample_sequences(
+    source: LogitsSource,
+    counts: Sequence[int],
+    *,
+    end_id: int,
+    vocabulary_size: int,
+    options: SamplingOptions,
+    seed: int,
+    constraints: Sequence[Automaton | None] = (),
+) -> list[list[SampledSequence]]:
+    """Draw sequences after each of a batch of prompts.
+
+    Parameters
+    ----------
+    source
+        Computes the logits; its passages are the prompts. Beginnings that sequences share are
+        asked for once.
+    counts
+        Number of sequences for each prompt. Sequence i of a prompt takes its random numbers from
+        stream i, that of its token t at position t: what it becomes depends on seed and logits
+        alone.
+    end_id
+        The token that ends a sequence.
+    vocabulary_size
+        Columns of the logits.
+    options
+        Truncation, temperature and lengths.
+    seed
+        0 to 2**64 - 1.
+    constraints
+        Empty, or one automaton per prompt (or None); an end token that does not finish a sequence
+        leads back to the root.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range or the logits hold NaN, +inf or a row of -inf.
+    """
+    follow_torch()
+    sampler = _C.SequenceSampler(
+        list(counts),
+        vocabulary_size=vocabulary_size,
+        end_id=end_id,
+        top_k=options.top_k or 0,
+        top_p=options.top_p,
+        temperature=options.temperature,
+        seed=seed,
+        min_tokens=options.min_tokens,
+        max_tokens=options.max_tokens,
+        min_ends=options.min_ends,
+        constraints=native_automata("constraints", constraints, len(counts)),
+    )
+    while not sampler.done:
+        sampler.step(source.prefill() if sampler.steps == 0 else source.step(sampler.request))
+    return [
+        [SampledSequence(*entry) for entry in sampler.sequences(prompt)]
+        for prompt in range(len(counts))
+    ]
 
 
 def _flatten_weights(

@@ -17,7 +17,7 @@ import numpy as np
 from fastmrc import _C
 from fastmrc._build import follow_torch
 from fastmrc.constraints import Automaton, int_vector, native_automata
-from fastmrc.options import Vote
+from fastmrc.options import SamplingOptions, Vote
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,6 +27,7 @@ __all__ = [
     "best_spans",
     "log_softmax_topk",
     "row_stats",
+    "sample",
     "slot_argmax",
     "slot_topk",
     "topk",
@@ -185,6 +186,86 @@ def beam_step(
         ),
     )
     return result[0], result[1], result[2]
+
+
+def sample(
+    logits: Any,
+    *,
+    end_id: int,
+    seed: int,
+    streams: ArrayLike | None = None,
+    positions: int | ArrayLike = 0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+    constraint: Automaton | Sequence[Automaton | None] | None = None,
+    states: ArrayLike | None = None,
+    allow_end: bool | Sequence[bool] = True,
+) -> tuple[Any, Any]:
+    """Draw one token from each row.
+
+    Of the tokens that may follow the `top_k` likeliest are kept (of equal logits the lower token),
+    of these the fewest likeliest whose share of the weights ``exp(logit / temperature)`` reaches
+    `top_p`. The token drawn is the first, by rising id, at which the running sum of the weights
+    exceeds a random number times their total.
+
+    Parameters
+    ----------
+    logits
+        [rows, V], float32, float16 or bfloat16.
+    end_id
+        The token that ends a sequence.
+    seed
+        0 to 2**64 - 1.
+    streams, positions
+        Integers [rows] or one for all. Seed, stream and position alone make the random number of a
+        row (Philox4x32-10, Salmon et al. 2011); by default the streams are 0, 1, ...
+    top_k, top_p, temperature
+        As in `fastmrc.options.SamplingOptions`.
+    constraint
+        What may follow: an automaton for all rows or one per row; None: everything.
+    states
+        int32 [rows], automaton states; None: all at the root.
+    allow_end
+        Whether the end token may be drawn (in a final state), for all or per row.
+
+    Returns
+    -------
+    tokens
+        int32 [rows]; -1 where nothing may follow.
+    log_probs
+        float64 [rows], logarithm of the token's probability in the softmax of the whole row at
+        temperature 1; -inf where nothing may follow.
+
+    Raises
+    ------
+    ValueError
+        For shapes or values that do not fit, a row with NaN, +inf or nothing but -inf.
+    TypeError
+        For a wrong dtype.
+    """
+    follow_torch()
+    options = SamplingOptions(top_k=top_k, top_p=top_p, temperature=temperature)
+    if getattr(logits, "ndim", 2) != 2:
+        raise ValueError(f"logits: expected 2 dimensions, got {logits.ndim}")
+    rows = int(logits.shape[0]) if hasattr(logits, "shape") else 0
+    result = _like(
+        logits,
+        _C.sample(
+            logits,
+            _whole_number("seed", seed),
+            _per_row("streams", np.arange(rows) if streams is None else streams, rows, 64),
+            _per_row("positions", positions, rows, 32),
+            options.top_k or 0,
+            options.top_p,
+            options.temperature,
+            end_id,
+            native_automata("constraint", constraint, rows),
+            None if states is None else int_vector("states", states),
+            [allow_end] * rows if isinstance(allow_end, bool) else list(allow_end),
+        ),
+    )
+    return result[0], result[1]
 
 
 def slot_argmax(
@@ -380,6 +461,32 @@ def _number(name: str, value: Any) -> int:
                 return number
             raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {number}")
     raise TypeError(f"{name}: expected an integer or one per question, got {value!r}")
+
+
+def _whole_number(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    number = operator.index(value)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name}: expected 0 to 2**64 - 1, got {number}")
+    return number
+
+
+def _per_row(name: str, values: ArrayLike, rows: int, bits: int) -> list[int]:
+    """Return integers of at most so many bits, none negative, one per row."""
+    # Of a list with numbers below and above 2**63 NumPy would make floats.
+    mixed = isinstance(values, list) and all(isinstance(v, int) for v in values)
+    array = np.array(values, dtype=object) if mixed else np.asarray(values)
+    if not mixed and array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.ndim > 1:
+        raise ValueError(
+            f"{name}: expected one per row or one for all, got {array.ndim} dimensions"
+        )
+    numbers: list[int] = array.tolist() if array.ndim else [array.item()] * rows
+    if numbers and not 0 <= min(numbers) <= max(numbers) < 2**bits:
+        raise ValueError(f"{name}: expected 0 to 2**{bits} - 1, got {min(numbers)}, {max(numbers)}")
+    return numbers
 
 
 def _float_vector(name: str, values: ArrayLike) -> Any:

@@ -15,6 +15,7 @@ __all__ = [
     "Finish",
     "Mode",
     "ReaderOptions",
+    "SamplingOptions",
     "SearchOptions",
     "SlotOptions",
     "SpanOptions",
@@ -227,6 +228,49 @@ class SpanOptions(ReaderOptions):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How sequences are drawn.
+
+    Attributes
+    ----------
+    top_k
+        Only so many of the likeliest tokens may be drawn; None: all.
+    top_p
+        Of these only the fewest likeliest whose probabilities add up to this share, above 0 and at
+        most 1 (Holtzman et al. 2020).
+    temperature
+        Logits are divided by it, above 0: below 1 likely tokens become likelier.
+    min_tokens, max_tokens
+        Bounds of the length without the final end token; with n tokens at most there are n steps,
+        so a sequence of n tokens has no end token.
+    min_ends
+        A sequence is finished by its end token of this number; earlier ones stay in it.
+    """
+
+    top_k: int | None = None
+    top_p: float = 1.0
+    temperature: float = 1.0
+    min_tokens: int = 0
+    max_tokens: int = 32
+    min_ends: int = 1
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None:
+            _require_int("top_k", self.top_k, 1)
+        _require_number("top_p", self.top_p)
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected a share above 0 and at most 1, got {self.top_p}")
+        _require_number("temperature", self.temperature)
+        if not 0 < self.temperature < math.inf:
+            raise InputError(
+                f"temperature: expected a finite number above 0, got {self.temperature}"
+            )
+        _require_int("min_tokens", self.min_tokens, 0)
+        _require_int("max_tokens", self.max_tokens, max(1, self.min_tokens))
+        _require_int("min_ends", self.min_ends, 1)
 
 
 def _require_lengths(least: object, most: object) -> None:

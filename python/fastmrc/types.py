@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Answer", "Candidate", "Hypothesis", "SearchResult", "Span", "Timings"]
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Hypothesis",
+    "SampledSequence",
+    "SearchResult",
+    "Span",
+    "Timings",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,26 @@ class Hypothesis:
 
     token_ids: list[int]
     score: float
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSequence:
+    """A token sequence that was drawn.
+
+    Attributes
+    ----------
+    token_ids
+        Tokens without the end token that finished it.
+    log_prob
+        Logarithm of the probability of all its tokens and that end token, under the model's own
+        distribution: temperature 1, nothing left out.
+    finished
+        Whether the end token was drawn, not the greatest length reached.
+    """
+
+    token_ids: list[int]
+    log_prob: float
     finished: bool
 
 

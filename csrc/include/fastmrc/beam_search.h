@@ -11,6 +11,8 @@
 #include "fastmrc/ops.h"
 #include "fastmrc/rows.h"
 #include "fastmrc/span_index.h"
+#include "fastmrc/step_request.h"
+#include "fastmrc/token_tree.h"
 
 namespace fastmrc {
 
@@ -48,27 +50,6 @@ struct Hypothesis {
   std::vector<int32_t> tokens;
   float score = 0;
   bool finished = false;
-};
-
-// What the encoder is asked for before the next call of step. The tokens of all hypotheses of a
-// question form a tree; each has a column of answer keys and is encoded once.
-struct StepRequest {
-  // Questions that go on and how many live hypotheses they have.
-  std::vector<int32_t> questions;   // [active]
-  std::vector<int32_t> hypotheses;  // [active]
-  // The tokens to encode, parents before children, at columns - width + (0, 1, ...); 0 where a
-  // question has fewer than `width`. A width of 0: all is encoded that the rows below need.
-  int32_t width = 0;
-  std::vector<int32_t> tokens;  // [active, width]
-  std::vector<int32_t> depths;  // [active, width] answer tokens before each
-  // Answer columns, those of this request included. A token attends to the columns of its ancestors
-  // and to its own.
-  int32_t columns = 0;
-  std::vector<uint8_t> ancestors;  // [active, width, columns]
-  // The rows of logits expected, in order question, voting passage, hypothesis.
-  std::vector<int32_t> row_passage;   // [rows] index into all passages
-  std::vector<int32_t> row_question;  // [rows] index into `questions`
-  std::vector<int32_t> row_column;    // [rows] column of the newest token of the hypothesis
 };
 
 class BeamSearch {
@@ -141,10 +122,8 @@ class BeamSearch {
   void close(Beam& beam);
   void prepare_request();
   void plan_tree(const Beam& beam, std::vector<int32_t>& fresh);
-  void list_tokens();
   void list_rows();
   bool last_step() const { return step_ + 1 == options_.max_tokens; }
-  std::vector<int32_t> tokens_of(int32_t node) const;
 
   BeamSearchOptions options_;
   std::vector<int32_t> tokens_;
@@ -157,10 +136,9 @@ class BeamSearch {
   std::vector<uint8_t> surviving_, voting_;
   std::vector<double> no_answer_;
   std::vector<Beam> beams_;
-  // All tokens ever appended, with their predecessors: hypotheses are read off backwards, so
-  // nothing is copied when the beam is reordered. A node without a column (-1) is not encoded;
-  // node_ahead_ is the node's only continuation if it was looked ahead to, else -1.
-  std::vector<int32_t> node_token_, node_parent_, node_column_, node_ahead_;
+  TokenTree tree_;
+  std::vector<int32_t>
+      node_ahead_;  // a node's only continuation if it was looked ahead to, else -1
   std::vector<std::vector<int32_t>> fresh_;  // per active question the nodes to encode
   StepRequest request_;
 

@@ -33,8 +33,21 @@ void check_allowed(const int32_t* begin, const int32_t* end, int64_t vocabulary_
 // Throws std::invalid_argument for k < 1 and for a row with a NaN.
 void topk(const Rows& rows, int64_t k, float* values, int32_t* ids);
 
+// The same of row i alone, on the caller's thread; values and ids: [k].
+void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids);
+
 // The same of log_softmax(row); +inf is refused too.
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids);
+
+// Merges rows of new scores into running lists of the k largest of each row; column j stands for
+// entry first_id + j, above all that the lists hold. values, ids: [rows.rows, k], falling, equal
+// values by rising id, at first padded with -inf and -1. Scores of NaN are undefined.
+void topk_merge(const Rows& scores, int64_t first_id, int64_t k, float* values, int64_t* ids);
+
+// out[q, j] = <queries[q], corpus[ids[q, j]]> in double precision; ids, out: [queries.rows, count],
+// ids in [0, corpus.rows). Equal rows give equal results to the bit.
+void inner_products(const Rows& queries, const Rows& corpus, const int64_t* ids, int64_t count,
+                    double* out);
 
 // Answers of masked slots: row p * slots + i holds the distribution P_pi of token i of the answer
 // of passage p. An answer is a path of its constraint from the root to a final state; one of m <
@@ -81,6 +94,40 @@ struct SpanScores {
 // position. What the mask leaves out is not read. Throws std::invalid_argument for NaN and +inf.
 void best_spans(const SpanScores& spans, float* scores, int32_t* starts, int32_t* ends,
                 float* null_scores);
+
+// Draws from rows of logits. The tokens that may be drawn are those that the constraint allows,
+// `end_id` among them where the state is final and allow_end is set (without a constraint: every
+// token, the end if it is allowed); of these the top_k likeliest (of equal logits the lower token),
+// of these the fewest likeliest whose share of the weights exp(logit / temperature) reaches top_p.
+// A draw takes the first token, by rising token, at which the running sum of the weights exceeds
+// uniform(seed, stream, position) times their total.
+struct SampleStep {
+  Rows logits;
+  const Automaton* const* constraints = nullptr;  // [rows], null or null entries: no constraint
+  const int32_t* states = nullptr;                // [rows], null: all at the root
+  const uint8_t* allow_end = nullptr;             // [rows], null: allowed
+  int32_t end_id = 0;
+  int32_t top_k = 0;  // 0: all
+  double top_p = 1;
+  double temperature = 1;
+  uint64_t seed = 0;
+  int64_t draws = 0;
+  const int32_t* row_of = nullptr;      // [draws], null: draw d is of row d
+  const uint64_t* streams = nullptr;    // [draws]
+  const uint32_t* positions = nullptr;  // [draws]
+
+  int64_t row(int64_t draw) const { return row_of == nullptr ? draw : row_of[draw]; }
+};
+
+// Buffers that a loop keeps from step to step.
+struct SampleWorkspace {
+  std::vector<int64_t> first, next, order;
+};
+
+// tokens, log_probs: [draws]; the log-probability is that of the softmax of the whole row at
+// temperature 1. -1 and -inf where no token may be drawn. Throws std::invalid_argument for values
+// out of range and for a row that is drawn from with NaN, +inf or nothing but -inf.
+void sample(const SampleStep& step, SampleWorkspace& workspace, int32_t* tokens, double* log_probs);
 
 // A continuation of one hypothesis. Order: score falling, token rising, parent rising.
 struct Candidate {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastmrc.reference.beam_search import NextLogits, beam_search
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
 from fastmrc.reference.ops import beam_step, log_softmax_topk, row_stats, topk
+from fastmrc.reference.sampling import sample, sample_sequences
 from fastmrc.reference.slots import slot_argmax, slot_topk
 from fastmrc.reference.spans import best_spans
 
@@ -32,6 +33,8 @@ __all__ = [
     "best_spans",
     "log_softmax_topk",
     "row_stats",
+    "sample",
+    "sample_sequences",
     "slot_argmax",
     "slot_topk",
     "topk",

@@ -1,0 +1,121 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "bindings/register.h"
+#include "fastmrc/sampling.h"
+
+namespace fastmrc::bindings {
+namespace {
+
+std::unique_ptr<SequenceSampler> make_sampler(const std::vector<int32_t>& sequences,
+                                              int32_t vocabulary_size, int32_t end_id,
+                                              int32_t top_k, double top_p, double temperature,
+                                              uint64_t seed, int32_t min_tokens, int32_t max_tokens,
+                                              int32_t min_ends,
+                                              const std::vector<const PyAutomaton*>& constraints) {
+  SamplingOptions options;
+  options.top_k = top_k;
+  options.top_p = top_p;
+  options.temperature = temperature;
+  options.seed = seed;
+  options.min_tokens = min_tokens;
+  options.max_tokens = max_tokens;
+  options.min_ends = min_ends;
+  options.end_id = end_id;
+  options.vocabulary_size = vocabulary_size;
+  return std::make_unique<SequenceSampler>(options, sequences, automata_of(constraints));
+}
+
+void step(SequenceSampler& self, py::handle logits) {
+  const Tensor tensor(logits, "logits");
+  const Rows rows = tensor.rows();
+  const py::gil_scoped_release release;
+  self.step(rows);
+}
+
+py::list sequences(const SequenceSampler& self, int32_t prompt) {
+  if (prompt < 0 || prompt >= self.num_prompts()) {
+    throw py::index_error("prompt: expected below " + std::to_string(self.num_prompts()) +
+                          ", got " + std::to_string(prompt));
+  }
+  py::list result;
+  for (const SampledSequence& s : self.sequences(prompt)) {
+    result.append(py::make_tuple(s.tokens, s.log_prob, s.finished));
+  }
+  return result;
+}
+
+py::tuple bind_sample(py::handle logits, uint64_t seed, const std::vector<uint64_t>& streams,
+                      const std::vector<uint32_t>& positions, int32_t top_k, double top_p,
+                      double temperature, int32_t end_id,
+                      const std::vector<const PyAutomaton*>& constraints, py::handle states,
+                      const std::vector<bool>& allow_end) {
+  const Tensor tensor(logits, "logits");
+  const Rows rows = tensor.rows();
+  const auto check_size = [&](const char* name, size_t got) {
+    if (static_cast<int64_t>(got) != rows.rows) {
+      throw py::value_error(std::string(name) + ": expected one per row, " +
+                            std::to_string(rows.rows) + ", got " + std::to_string(got));
+    }
+  };
+  check_size("streams", streams.size());
+  check_size("positions", positions.size());
+  check_size("constraint", constraints.size());
+  check_size("allow_end", allow_end.size());
+  check_end_id(end_id, rows.cols);
+  std::vector<int32_t> state_values;
+  if (!states.is_none()) {
+    state_values = int32_values(states, "states");
+    check_size("states", state_values.size());
+  }
+  const std::vector<const Automaton*> automata = automata_of(constraints);
+  const std::vector<uint8_t> end_flags(allow_end.begin(), allow_end.end());
+  SampleStep step;
+  step.logits = rows;
+  step.constraints = automata.data();
+  step.states = states.is_none() ? nullptr : state_values.data();
+  step.allow_end = end_flags.data();
+  step.end_id = end_id;
+  step.top_k = top_k;
+  step.top_p = top_p;
+  step.temperature = temperature;
+  step.seed = seed;
+  step.draws = rows.rows;
+  step.streams = streams.data();
+  step.positions = positions.data();
+  py::array_t<int32_t> tokens(rows.rows);
+  py::array_t<double> log_probs(rows.rows);
+  int32_t* token_data = tokens.mutable_data();
+  double* log_prob_data = log_probs.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    SampleWorkspace workspace;
+    sample(step, workspace, token_data, log_prob_data);
+  }
+  return py::make_tuple(tokens, log_probs);
+}
+
+}  // namespace
+
+void register_sampling(py::module_& module) {
+  module.def("sample", &bind_sample, py::arg("logits"), py::arg("seed"), py::arg("streams"),
+             py::arg("positions"), py::arg("top_k"), py::arg("top_p"), py::arg("temperature"),
+             py::arg("end_id"), py::arg("constraints"), py::arg("states"), py::arg("allow_end"));
+  py::class_<SequenceSampler>(module, "SequenceSampler")
+      .def(py::init(&make_sampler), py::arg("sequences"), py::arg("vocabulary_size"),
+           py::arg("end_id"), py::arg("top_k"), py::arg("top_p"), py::arg("temperature"),
+           py::arg("seed"), py::arg("min_tokens"), py::arg("max_tokens"), py::arg("min_ends"),
+           py::arg("constraints"), py::keep_alive<1, 12>())  // the constraints outlive the sampler
+      .def("step", &step, py::arg("logits"))
+      .def_property_readonly("done", &SequenceSampler::done)
+      .def_property_readonly("steps", &SequenceSampler::steps)
+      .def_property_readonly("request", &SequenceSampler::request,
+                             py::return_value_policy::reference_internal)
+      .def("sequences", &sequences, py::arg("prompt"));
+}
+
+}  // namespace fastmrc::bindings

@@ -31,6 +31,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import fastmrc
 from fastmrc.cli import main
+from fastmrc.corpus import corpus_texts
 from fastmrc.data import DataIssue
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.model_files import new_directory
@@ -47,7 +48,7 @@ from fastmrc.vocabulary import (
     select_tokens,
     unreachable_tokens,
 )
-from fastmrc.vocabulary.corpus import Cut, corpus_texts
+from fastmrc.vocabulary.corpus import Cut
 
 EditJson = Callable[[Path, dict[str, Any]], None]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastmrc.readers.mlm import MLMReader
     from fastmrc.readers.seq2seq import Seq2SeqReader
     from fastmrc.readers.span import SpanReader
+    from fastmrc.similarity import SimilarityModel
 
 __all__ = [
     "Answer",
@@ -26,6 +27,7 @@ __all__ = [
     "InputError",
     "MLMReader",
     "Seq2SeqReader",
+    "SimilarityModel",
     "Span",
     "SpanIndex",
     "SpanReader",
@@ -46,6 +48,7 @@ __all__ = [
 _LAZY = {
     "MLMReader": ("fastmrc.readers.mlm", "MLMReader"),
     "Seq2SeqReader": ("fastmrc.readers.seq2seq", "Seq2SeqReader"),
+    "SimilarityModel": ("fastmrc.similarity", "SimilarityModel"),
     "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
     "SpanReader": ("fastmrc.readers.span", "SpanReader"),
     "Trie": ("fastmrc.constraints", "Trie"),

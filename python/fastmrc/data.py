@@ -36,6 +36,7 @@ __all__ = [
     "BOM",
     "DataIssue",
     "LINE_BREAKS",
+    "OnError",
     "Pair",
     "Passage",
     "Question",

@@ -28,7 +28,17 @@ from fastmrc.errors import InputError, TrainingError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS = ("answer", "predict", "evaluate", "train", "prune-vocab", "bench")
+COMMANDS = (
+    "answer",
+    "predict",
+    "evaluate",
+    "similar",
+    "search",
+    "mine-pairs",
+    "train",
+    "prune-vocab",
+    "bench",
+)
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastmrc.cli import common
-from fastmrc.data import check_text, read_passages
+from fastmrc.data import DataIssue, check_text, read_passages
+from fastmrc.errors import InputError
 from fastmrc.types import Answer, Span
 
 __all__ = ["add_parser", "answer_record", "mark_spans", "run"]
@@ -23,6 +23,8 @@ TERMINAL_MARKS: Marks = ("\x1b[1;32m", "\x1b[0m")
 # Passages up to this many characters are printed whole, longer ones around their spans.
 WHOLE_PASSAGE = 160
 CONTEXT = 40
+TOP_PASSAGES = 10
+EXIT_SKIPPED = 2
 
 
 def add_parser(subparsers: common.SubParsers) -> None:
@@ -43,26 +45,80 @@ def add_parser(subparsers: common.SubParsers) -> None:
     source.add_argument(
         "--passage", action="append", metavar="TEXT", help="a passage; may be given several times"
     )
+    source.add_argument(
+        "--corpus",
+        metavar="FILE",
+        help="a file like --passages of any length, or of questions with passages: the passages "
+        "nearest to the question are read; their vectors are kept in FILE.index",
+    )
+    found = parser.add_argument_group("corpus")
+    found.add_argument(
+        "--top-passages",
+        type=common.positive_int,
+        metavar="N",
+        help="passages of the corpus that are read (default: 10)",
+    )
+    found.add_argument(
+        "--retriever",
+        metavar="PATH|ID",
+        help="model that finds them (default: the packaged model)",
+    )
+    found.add_argument("--no-index", action="store_true", help="keep no vectors on the disk")
     common.add_json_option(parser)
     common.add_reader_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answer; the exit code is 0 whether or not there is one."""
+    """Print the answer; the exit code is 0 whether or not there is one, 2 if records of the corpus
+    were skipped."""
     options = common.search_options(args)
     question = check_text("question", args.question)
-    if args.passages is not None:
+    issues: list[DataIssue] = []
+    found: list[_Found] = []
+    if args.corpus is not None:
+        found = _find(args, question, issues)
+        passages = [one.passage for one in found]
+    elif args.top_passages or args.retriever or args.no_index:
+        raise InputError("--top-passages, --retriever, --no-index: expected --corpus with them")
+    elif args.passages is not None:
         passages = read_passages(args.passages)
     else:
         passages = [check_text("passage", text) for text in args.passage]
     answer = common.build_reader(args).answer(question, passages, **options)
     if args.json:
-        common.print_json(answer_record(answer))
+        record = answer_record(answer)
+        if found:
+            record["passages"] = [asdict(one) for one in found]
+        common.print_json(record)
     else:
         marks = TERMINAL_MARKS if _is_colour_terminal() else PLAIN_MARKS
-        print("\n".join(_describe(answer, passages, marks)))
-    return 0
+        numbers = [one.id + 1 for one in found] or list(range(1, len(passages) + 1))
+        print("\n".join(_describe(answer, passages, numbers, marks)))
+    return EXIT_SKIPPED if issues else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A passage of the corpus: its place among them from 0, its cosine with the question."""
+
+    id: int
+    score: float
+    passage: str
+
+
+def _find(args: argparse.Namespace, question: str, issues: list[DataIssue]) -> list[_Found]:
+    """Return the passages nearest to the question, nearest first."""
+    from fastmrc.similarity import SimilarityModel
+
+    common.set_threads(args.threads)
+    model = SimilarityModel.from_pretrained(
+        args.retriever, device=args.device, local_files_only=args.local_files_only
+    )
+    corpus = common.open_corpus(args.corpus, model, keep=not args.no_index, issues=issues)
+    ids, scores = corpus.search(model.encode(question), args.top_passages or TOP_PASSAGES)
+    ranked = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+    return [_Found(i, score, corpus.texts[i]) for i, score in ranked]
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
@@ -72,11 +128,13 @@ def answer_record(answer: Answer) -> dict[str, Any]:
     return record
 
 
-def _describe(answer: Answer, passages: Sequence[str], marks: Marks) -> Iterable[str]:
+def _describe(
+    answer: Answer, passages: Sequence[str], numbers: Sequence[int], marks: Marks
+) -> Iterable[str]:
     if not answer.text:
         yield f"No answer in {_count(len(passages), 'passage')}."
         return
-    yield f"Answer: {_printable(answer.text)}"
+    yield f"Answer: {common.printable(answer.text)}"
     yield f"Score:  {answer.score:.4f}"
     yield ""
     by_passage: dict[int, list[Span]] = {}
@@ -85,7 +143,7 @@ def _describe(answer: Answer, passages: Sequence[str], marks: Marks) -> Iterable
     if not by_passage:
         yield "No passage holds it word for word."
     for index, spans in sorted(by_passage.items()):
-        yield f"[{index + 1}] {mark_spans(passages[index], spans, marks)}"
+        yield f"[{numbers[index]}] {mark_spans(passages[index], spans, marks)}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -116,7 +174,7 @@ def mark_spans(passage: str, spans: Sequence[Span], marks: Marks = PLAIN_MARKS) 
         The whole passage if it is short, else what stands around the spans, with ``…`` for
         what is left out.
     """
-    text = _printable(passage)
+    text = common.printable(passage)
     marked = _merge((span.start, span.end) for span in spans)
     if len(text) <= WHOLE_PASSAGE:
         shown = [(0, len(text))]
@@ -147,8 +205,3 @@ def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _printable(text: str) -> str:
-    """Replace control characters one for one, so that no text can steer the terminal."""
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)

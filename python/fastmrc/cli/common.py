@@ -6,9 +6,10 @@ import argparse
 import importlib
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, get_args
 
 from fastmrc.data import DataIssue
 from fastmrc.errors import InputError
@@ -23,7 +24,12 @@ from fastmrc.options import (
     SpanOptions,
     Vote,
 )
+from fastmrc.pretrained import Pooling
 from fastmrc.types import Answer
+
+if TYPE_CHECKING:
+    from fastmrc.corpus_index import CorpusIndex
+    from fastmrc.similarity import SimilarityModel
 
 __all__ = [
     "METHODS",
@@ -32,9 +38,13 @@ __all__ = [
     "SubParsers",
     "add_json_option",
     "add_reader_options",
+    "add_similarity_options",
     "build_reader",
+    "build_similarity_model",
+    "open_corpus",
     "positive_int",
     "print_json",
+    "printable",
     "report_issue",
     "search_options",
     "set_threads",
@@ -74,6 +84,11 @@ class Reader(Protocol):
         ...
 
 
+def printable(text: str) -> str:
+    """Replace control characters one for one, so that no text can steer the terminal."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+
+
 def positive_int(text: str) -> int:
     """Parse an integer of at least 1 for argparse."""
     try:
@@ -107,14 +122,10 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
         metavar="PATH|ID",
         help="directory or hub id (default: the packaged model; span: needed)",
     )
-    model.add_argument("--revision", help="revision of a hub model")
-    model.add_argument("--local-files-only", action="store_true", help="never use the network")
     model.add_argument(
         "--normalization", choices=NORMALIZATIONS, help="of passages (default: the model's own)"
     )
-    model.add_argument("--dtype", choices=DTYPES, help="of the encoder (default: float32)")
-    model.add_argument("--device", help="as torch names it, such as cpu or cuda:0 (default: cpu)")
-    model.add_argument("--threads", type=positive_int, metavar="N", help="of engine and encoder")
+    _add_loading_options(model)
     if baseline:
         model.add_argument(
             "--baseline", action="store_true", help="use the pure-Python reference, slow"
@@ -123,6 +134,63 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
         "search", "A default gives way to what the model says for itself in its fastmrc.json."
     )
     _add_search_options(search)
+
+
+def add_similarity_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose and load a similarity model."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", metavar="PATH|ID", help="directory or hub id (default: the packaged model)"
+    )
+    model.add_argument(
+        "--pooling",
+        choices=get_args(Pooling),
+        help="how a vector is made of the last hidden states (default: the model's own)",
+    )
+    _add_loading_options(model)
+
+
+def build_similarity_model(args: argparse.Namespace) -> SimilarityModel:
+    """Load the model that the options of `add_similarity_options` ask for."""
+    from fastmrc.similarity import SimilarityModel
+
+    set_threads(args.threads)
+    options = _given(args, ("device", "dtype", "pooling", "revision"))
+    return SimilarityModel.from_pretrained(
+        args.model, local_files_only=args.local_files_only, **options
+    )
+
+
+def _add_loading_options(model: argparse._ArgumentGroup) -> None:
+    model.add_argument("--revision", help="revision of a hub model")
+    model.add_argument("--local-files-only", action="store_true", help="never use the network")
+    model.add_argument("--dtype", choices=DTYPES, help="of the encoder (default: float32)")
+    model.add_argument("--device", help="as torch names it, such as cpu or cuda:0 (default: cpu)")
+    model.add_argument("--threads", type=positive_int, metavar="N", help="of engine and encoder")
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def open_corpus(
+    path: str, model: SimilarityModel, *, keep: bool, issues: list[DataIssue]
+) -> CorpusIndex:
+    """Open a corpus and report on the standard error what could not be used or written."""
+    from fastmrc import corpus_index
+
+    def skip(issue: DataIssue) -> None:
+        issues.append(issue)
+        report_issue(issue)
+
+    return corpus_index.open_corpus(
+        path,
+        model,
+        keep=keep,
+        on_error=skip,
+        on_unwritable=lambda reason: print(f"fastmrc: {reason}", file=sys.stderr),
+        progress=sys.stderr.isatty(),
+    )
 
 
 def _add_search_options(search: argparse._ArgumentGroup) -> None:
@@ -229,11 +297,7 @@ def build_reader(args: argparse.Namespace, *, baseline: bool | None = None) -> R
     set_threads(args.threads)
     use_reference = args.baseline if baseline is None else baseline
     module = importlib.import_module("fastmrc.reference" if use_reference else "fastmrc")
-    options = {
-        name: getattr(args, name)
-        for name in ("device", "dtype", "normalization", "revision")
-        if getattr(args, name) is not None
-    }
+    options = _given(args, ("device", "dtype", "normalization", "revision"))
     reader_class = getattr(module, METHODS[args.method].reader)
     reader = reader_class.from_pretrained(
         args.model, local_files_only=args.local_files_only, **options

@@ -1,27 +1,16 @@
-"""Texts of a corpus: read from files, and cut into tokens."""
+"""Texts of a corpus cut into tokens."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmrc.data import (
-    BOM,
-    DataIssue,
-    Pair,
-    Question,
-    StrPath,
-    decode_utf8,
-    json_passage,
-    read_training_data,
-)
+from fastmrc.corpus import corpus_texts
+from fastmrc.data import DataIssue, OnError, StrPath
 from fastmrc.errors import InputError
 from fastmrc.pretrained import LoadedModel
 from fastmrc.text import TextCodec
@@ -31,13 +20,9 @@ __all__ = [
     "CorpusCount",
     "Cut",
     "Cutter",
-    "OnError",
     "corpus_batches",
-    "corpus_texts",
     "cut_corpus",
 ]
-
-OnError: TypeAlias = Callable[[DataIssue], None]
 
 _BATCH = 256
 
@@ -149,83 +134,3 @@ def corpus_batches(corpus: Sequence[StrPath], on_error: OnError) -> Iterator[lis
     texts = corpus_texts(corpus, on_error)
     while batch := list(islice(texts, _BATCH)):
         yield batch
-
-
-def corpus_texts(corpus: Sequence[StrPath], on_error: OnError) -> Iterator[str]:
-    """Yield the texts of a corpus.
-
-    Parameters
-    ----------
-    corpus
-        Files of questions or pairs, of passages in JSON lines, or of plain text with one text a
-        line, told apart by their names and contents.
-    on_error
-        Called with each record that cannot be used.
-
-    Yields
-    ------
-    str
-        In the order of the files.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be read.
-    """
-    for path in corpus:
-        kind = _file_kind(path)
-        if kind == "records":
-            for record in read_training_data(path, on_error=on_error):
-                yield from _texts_of(record)
-        else:
-            yield from _lines(path, kind == "passages", on_error)
-
-
-def _texts_of(record: Question | Pair) -> Iterator[str]:
-    if isinstance(record, Pair):
-        yield record.text
-        yield from record.synonyms
-        return
-    yield record.question
-    for passage in record.passages:
-        yield passage.text
-        if passage.answer:
-            yield passage.answer
-    yield from record.answers
-
-
-def _file_kind(path: StrPath) -> Literal["records", "passages", "text"]:
-    """Tell by its name, or else by its first line with content, what a file holds."""
-    suffix = Path(path).suffix
-    if suffix == ".txt":
-        return "text"
-    with open(path, "rb") as file:
-        for content in filter(None, (line.removeprefix(BOM).strip() for line in file)):
-            value = _json_or_none(content)
-            if isinstance(value, str) or (isinstance(value, dict) and "passage" in value):
-                return "passages"
-            # A broken line of JSON lines tells nothing.
-            if value is not None or suffix != ".jsonl":
-                is_json = content.startswith((b"{", b"[{")) or content == b"["
-                return "records" if is_json or suffix.startswith(".json") else "text"
-    return "text"
-
-
-def _json_or_none(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _lines(path: StrPath, as_json: bool, on_error: OnError) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            content = raw.removeprefix(BOM) if number == 1 else raw
-            if not content.strip():
-                continue
-            try:
-                text = decode_utf8(content).strip("\r\n")
-                yield json_passage(text) if as_json else text
-            except InputError as error:
-                on_error(DataIssue(str(path), number, str(error)))

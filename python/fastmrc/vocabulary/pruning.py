@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastmrc.data import StrPath
+from fastmrc.data import OnError, StrPath
 from fastmrc.errors import InputError
 from fastmrc.model_files import check_new_directory, new_directory
 from fastmrc.pretrained import load_model, weight_files
 from fastmrc.vocabulary.checking import check_corpus, check_result, load_result
-from fastmrc.vocabulary.corpus import CorpusCount, OnError, cut_corpus
+from fastmrc.vocabulary.corpus import CorpusCount, cut_corpus
 from fastmrc.vocabulary.reachability import unreachable_tokens
 from fastmrc.vocabulary.reasons import Reason
 from fastmrc.vocabulary.selection import needed_tokens, required_ids, select_tokens

@@ -47,6 +47,26 @@ def span_logits() -> NDArray[np.float32]:
     return generator.normal(0, 3, (2, 64, 384)).astype(np.float32)
 
 
+def bert4keras_draw(logits: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
+    """Draw one token from each row as `AutoRegressiveDecoder.random_sample` of bert4keras 0.11
+    does, its softmax included; [rows]."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs = exponentials / exponentials.sum(axis=1, keepdims=True)
+    probs /= probs.sum(axis=1, keepdims=True)
+    ids = probs.argpartition(-top_k, axis=1)[:, -top_k:]
+    probs = np.take_along_axis(probs, ids, axis=1)
+    probs /= probs.sum(axis=1, keepdims=True)
+    drawn = np.apply_along_axis(lambda p: np.random.choice(len(p), p=p), 1, probs)
+    tokens: NDArray[np.int64] = np.take_along_axis(ids, drawn.reshape(-1, 1), axis=1)[:, 0]
+    return tokens
+
+
+def unit_vectors(count: int, dimension: int = 384) -> NDArray[np.float32]:
+    """Return vectors of length 1 in random directions, float32 [count, dimension]."""
+    vectors = np.random.default_rng(3).standard_normal((count, dimension), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 class RecordedLogits:
     """Logits of a search of `STEPS` steps, computed beforehand: stands in for an encoder."""
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 import fastmrc
+from benchmarks.machine import machine
 from fastmrc import ops, reference
 from fastmrc.cli.common import METHODS
 from fastmrc.decoding import beam_search
@@ -59,7 +59,7 @@ def main() -> int:
     else:
         contenders = slot_contenders if arguments.method == "mlm" else search_contenders
         result = measure_speed(contenders(arguments), arguments)
-    print(json.dumps(_machine() | result, indent=2))
+    print(json.dumps(machine() | result, indent=2))
     return 0
 
 
@@ -73,27 +73,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--baseline-rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0)
     return parser.parse_args()
-
-
-def _machine() -> dict[str, Any]:
-    import transformers
-
-    return {
-        "processor": _processor_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "fastmrc": dict(fastmrc.build_info()),
-    }
-
-
-def _processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 @dataclass(frozen=True)

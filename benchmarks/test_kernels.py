@@ -19,6 +19,7 @@ from benchmarks import cases
 from fastmrc import ops, reference
 from fastmrc.decoding import beam_search
 from fastmrc.options import SearchOptions
+from fastmrc.retrieval import search_vectors
 
 THREADS = (1, 2)
 
@@ -215,3 +216,58 @@ def test_best_spans(benchmark: Any, threads: int, contender: str) -> None:
     function = {"fastmrc": lambda: find(ops), "reference": lambda: find(reference)}[contender]
     rounds = 300 if contender == "fastmrc" else 10
     run(benchmark, f"best spans, 64 x 384 tokens, top 20, {threads} threads", function, rounds)
+
+
+@pytest.mark.parametrize("contender", ["fastmrc", "bert4keras", "torch"])
+def test_sample_step(benchmark: Any, threads: int, contender: str) -> None:
+    """Draw the next tokens of 100 sequences from the five likeliest, softmax included."""
+    array = cases.standard_normal_rows(100)
+    logits = torch.from_numpy(array)
+    drawn = ops.sample(array, end_id=cases.END_ID, seed=1, top_k=5)
+    expected = reference.sample(array, end_id=cases.END_ID, seed=1, top_k=5)
+    np.testing.assert_array_equal(drawn[0], expected[0])
+    np.testing.assert_allclose(drawn[1], expected[1], atol=1e-5)
+    likeliest = np.argsort(-array, axis=1)[:, :5]
+    others = cases.bert4keras_draw(array, 5)
+    assert (likeliest == others[:, None]).any(axis=1).all()
+
+    def torch_draw() -> Any:
+        values, ids = torch.topk(logits, 5)
+        places = torch.multinomial(torch.softmax(values, dim=1), 1)
+        log_probs = torch.log_softmax(logits, dim=1)
+        tokens = ids.gather(1, places)
+        return tokens, log_probs.gather(1, tokens)
+
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: ops.sample(array, end_id=cases.END_ID, seed=1, top_k=5),
+        "bert4keras": lambda: cases.bert4keras_draw(array, 5),
+        "torch": torch_draw,
+    }
+    rounds = 20 if contender == "bert4keras" else 200
+    name = f"sample step, top 5 [100, 21128], {threads} threads"
+    run(benchmark, name, contenders[contender], rounds)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the import of faiss
+@pytest.mark.parametrize("contender", ["fastmrc", "faiss", "torch", "torch.mm"])
+def test_exact_search(benchmark: Any, threads: int, contender: str) -> None:
+    """1,000 queries, 100,000 vectors of 384 numbers, the ten nearest; the product alone is the
+    floor. Only fastmrc decides in float64."""
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    faiss.omp_set_num_threads(threads)
+    corpus, queries = cases.unit_vectors(101_000)[:100_000], cases.unit_vectors(101_000)[100_000:]
+    index = faiss.IndexFlatIP(corpus.shape[1])
+    index.add(corpus)
+    rows, columns = torch.from_numpy(queries), torch.from_numpy(corpus).T
+    found = search_vectors(queries, corpus, 10).ids
+    exact = queries[:20].astype(np.float64) @ corpus.T.astype(np.float64)
+    np.testing.assert_array_equal(found[:20], np.argsort(-exact, axis=1)[:, :10])
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: search_vectors(queries, corpus, 10),
+        "faiss": lambda: index.search(queries, 10),
+        "torch": lambda: torch.topk(rows @ columns, 10),
+        "torch.mm": lambda: rows @ columns,
+    }
+    for other in (contenders["faiss"]()[1], contenders["torch"]()[1].numpy()):
+        assert (other == found).mean() > 0.999  # the others decide in float32
+    run(benchmark, f"exact search, {threads} threads", contenders[contender], 10)

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from fastmrc import InputError, MLMReader, Seq2SeqReader, SpanReader, UnsupportedModelError
 from fastmrc.data import Pair, Passage, Question
+from fastmrc.encoders.pooling import pooled
 from fastmrc.errors import TrainingError
 from fastmrc.pretrained import load_base, load_model, packaged_model_path
 from fastmrc.reference.encoder import ReencodingEncoder
+from fastmrc.similarity import SimilarityModel
 from fastmrc.text import TextCodec
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
 from fastmrc.training import run as run_module
@@ -33,11 +35,12 @@ from fastmrc.training.batches import (
     seq2seq_row,
     slots_row,
     span_row,
+    text_row,
 )
 from fastmrc.training.copying import fit_copying, initialize_copying
 from fastmrc.training.examples import Corpus, ReadingExample, find_tokens
 from fastmrc.training.near import NearDocuments
-from fastmrc.training.objectives import batch_loss, pooled
+from fastmrc.training.objectives import batch_loss
 from fastmrc.training.trainer import Schedule, last_checkpoint
 
 pytest.importorskip("accelerate", reason="training needs the extra `train`")
@@ -334,11 +337,16 @@ def test_a_batch_depends_on_seed_and_number_only(codec: TextCodec, tiny_bert_dir
 
 def test_a_mixture_takes_its_objectives_in_turn(codec: TextCodec, tiny_bert_dir: Path) -> None:
     for share, counts in ((0.5, [24, 24, 16]), (0.75, [12, 36, 16]), (0.0, [48, 0, 16])):
-        options = options_of(simbert_share=0.25, mlm_share=share)
+        options = options_of(simbert_share=0.25, retrieval_share=0.0, mlm_share=share)
         batches = batches_of(codec, tiny_bert_dir, options)
         objectives = [batches[i]["objective"] for i in range(64)]
         assert [objectives.count(o) for o in ("seq2seq", "mlm", "simbert")] == counts
         assert objectives[:32] != sorted(objectives[:32])
+    options = options_of(simbert_share=0.25, retrieval_share=0.5)
+    batches = batches_of(codec, tiny_bert_dir, options)
+    objectives = [batches[i]["objective"] for i in range(32)]
+    counts = [objectives.count(o) for o in ("seq2seq", "mlm", "simbert", "retrieval")]
+    assert counts == [4, 4, 8, 16]
 
 
 def test_every_question_comes_once_in_each_pass(codec: TextCodec, tiny_bert_dir: Path) -> None:
@@ -354,6 +362,43 @@ def test_pairs_come_in_both_orders(codec: TextCodec, tiny_bert_dir: Path) -> Non
         first = [tokens[row, 1 : prefix[row] - 1].tolist() for row in (a, b)]
         answers = [batch["label"][batch["row"] == row].tolist()[:-1] for row in (a, b)]
         assert first == answers[::-1]
+
+
+def test_the_first_text_of_a_pair_may_be_masked(codec: TextCodec, tiny_bert_dir: Path) -> None:
+    batches = batches_of(codec, tiny_bert_dir, options_of("simbert", mask_share=0.5))
+    masked = whole = 0
+    for n in range(8):
+        batch = batches[n]
+        tokens, prefix = batch["inputs"]["input_ids"], batch["prefix"]
+        for row in range(len(prefix)):
+            first = tokens[row, 1 : prefix[row] - 1]
+            # The first text of a row is the second one of its partner, which is never masked.
+            text = batch["label"][batch["row"] == row ^ 1][:-1]
+            hidden = first == codec.mask_id
+            assert torch.equal(first[~hidden], text[~hidden])
+            masked, whole = masked + int(hidden.sum()), whole + len(first)
+    assert 0.3 < masked / whole < 0.7
+
+
+def test_questions_are_drawn_with_a_window_around_their_answer(
+    codec: TextCodec, tiny_bert_dir: Path
+) -> None:
+    options = options_of("retrieval", retrieval_pairs=2)
+    batches = batches_of(codec, tiny_bert_dir, options)
+    drawn = set()
+    for n in range(32):
+        batch = batches[n]
+        ids, prefix = batch["inputs"]["input_ids"], batch["prefix"].tolist()
+        assert batch["objective"] == "retrieval" and len(prefix) == 4
+        assert batch["label"].numel() == batch["row"].numel() == 0
+        texts = [codec.decode(ids[row, 1 : prefix[row] - 1].tolist()) for row in range(4)]
+        for question, window, name in zip(texts[::2], texts[1::2], batch["ids"][::2], strict=True):
+            (own,) = [q for q in QUESTIONS if q.id == name]
+            assert question == codec.decode(codec.encode_question(own.question).tolist())
+            assert {"q1": "北京", "q4": "new york"}.get(name, "") in window
+            drawn.add(name)
+        assert texts[1] != texts[3]
+    assert drawn == {q.id for q in QUESTIONS}
 
 
 # --- losses ------------------------------------------------------------------------------------
@@ -555,6 +600,26 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data.jsonl", QUESTIONS, PAIRS)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_retrieval_loss_literally(eager: Any, codec: TextCodec, pooling: Any) -> None:
+    texts = ["北京在哪里", "北京是中国的首都，有山有水，天气是一二三四五", "谁", "上海有水"]
+    rows = [text_row(codec.encode_question(text), text, codec) for text in texts]
+    batch = collate(rows, eager.config, 0) | {"objective": "retrieval"}
+    vectors = []
+    with torch.no_grad():
+        total, parts = batch_loss(eager, batch, LossWeights(), pooling)
+        for row in rows:
+            ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+            hidden = eager.base_model(input_ids=ids).last_hidden_state[0].numpy()
+            vector = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
+            vectors.append(vector / np.linalg.norm(vector))
+    scores = 30 * np.array(vectors) @ np.array(vectors).T
+    np.fill_diagonal(scores, -1e12)
+    expected = cross_entropy(scores, [1, 0, 3, 2])
+    assert set(parts) == {"similarity"}
+    assert float(total) == float(parts["similarity"]) == pytest.approx(expected, abs=1e-3)
+
+
 def test_every_reader_loads_what_a_mixture_gives(
     tiny_bert_dir: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -570,7 +635,7 @@ def test_every_reader_loads_what_a_mixture_gives(
     )
     assert result.steps == 6 and math.isfinite(result.loss)
     assert set(result.scores) == {
-        "seq2seq_em", "seq2seq_f1", "mlm_em", "mlm_f1", "simbert_top1", "score"
+        "seq2seq_em", "seq2seq_f1", "mlm_em", "mlm_f1", "simbert_top1", "retrieval_top1", "score"
     }  # fmt: skip
     summary, initialized = summaries[0]
     assert (summary.questions, summary.answered, summary.pairs) == (4, 3, 3)
@@ -578,6 +643,8 @@ def test_every_reader_loads_what_a_mixture_gives(
     for reader_class in (Seq2SeqReader, MLMReader):
         answer = reader_class.from_pretrained(output).answer("谁", [TEXT])
         assert answer.text == "" or answer.text in TEXT
+    model = SimilarityModel.from_pretrained(output)
+    assert model.pooling == "mean" and len(model.generate("谁", 3, max_tokens=4)) == 3
     settings = json.loads((output / "fastmrc.json").read_text(encoding="utf-8"))
     lengths = {"max_passage_tokens": 24, "stride": 12, "max_question_tokens": 16}
     assert settings == {
@@ -699,6 +766,7 @@ def test_the_first_bound_ends_a_run(codec: TextCodec) -> None:
 
     assert steps() == 6 and steps(max_steps=5) == 5 and steps(epochs=2) == 4
     assert steps(max_steps=5, epochs=2) == 4 and steps("simbert", epochs=2) == 6
+    assert steps("retrieval", epochs=2, retrieval_pairs=4) == 2
     assert steps(max_hours=1.0) > 10**6 and steps(max_hours=1.0, epochs=1) == 2
 
 
@@ -863,6 +931,29 @@ def test_simbert_alone_in_bfloat16(tiny_bert_dir: Path, data: Path, tmp_path: Pa
     assert set(result.scores) == {"simbert_top1", "score"} and math.isfinite(result.loss)
 
 
+def test_retrieval_alone(tiny_bert_dir: Path, data: Path, tmp_path: Path) -> None:
+    options = options_of("retrieval", retrieval_pairs=2)
+    result = train(tiny_bert_dir, [data], tmp_path / "out", options, held_out=data)
+    assert set(result.scores) == {"retrieval_top1", "score"} and math.isfinite(result.loss)
+
+
+def test_top1_counts_questions_whose_nearest_passage_is_their_own(tiny_bert_dir: Path) -> None:
+    from fastmrc.training.evaluation import evaluate_model
+
+    loaded = load_model(tiny_bert_dir)
+    texts = ["北京在哪里", "谁是中国人", "上海有水"]
+
+    def top1(passages: list[str]) -> float:
+        questions = [
+            Question(str(i), text, (Passage(passage),))
+            for i, (text, passage) in enumerate(zip(texts, passages, strict=True))
+        ]
+        scores = evaluate_model(loaded, ("retrieval",), questions, [], options_of("retrieval"))
+        return scores["retrieval_top1"]
+
+    assert top1(texts) == 100 and top1([texts[0], texts[2], texts[1]]) == pytest.approx(100 / 3)
+
+
 def test_top1_counts_texts_whose_nearest_is_a_synonym(tiny_bert_dir: Path) -> None:
     from fastmrc.training.evaluation import evaluate_model
 
@@ -942,6 +1033,13 @@ def test_models_and_lengths_that_do_not_fit(
         ({"dropout": -0.1}, "dropout: expected a share"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"task": "span", "copy_heads": 2}, "copy_heads: expected 0 for the task span"),
+        ({"retrieval_pairs": 1}, "retrieval_pairs: expected at least 2, got 1"),
+        ({"mask_share": 2.0}, "mask_share: expected a share"),
+        ({"pooling": "linear"}, "pooling: expected mean or cls, got 'linear'"),
+        (
+            {"task": "mixed", "simbert_share": 0.6, "retrieval_share": 0.6},
+            "retrieval_share: expected at most 1 with simbert_share",
+        ),
     ],
 )
 def test_options_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
@@ -995,7 +1093,7 @@ def test_the_recipe_of_the_packaged_model(
     monkeypatch.setattr(
         zh_reader, "_HELD_OUT", {"cmrc2018_trial.jsonl": 2, "drcd_test_simp.jsonl": 1}
     )
-    for name in ("SHORT", "LONG", "REJECT"):
+    for name in ("SHORT", "LONG", "REJECT", "RETRIEVE"):
         options = getattr(zh_reader, name)
         tiny = replace(
             options,
@@ -1024,7 +1122,9 @@ def test_the_recipe_of_the_packaged_model(
     packaged = json.loads((packaged_model_path() / "fastmrc.json").read_text(encoding="utf-8"))
     assert settings["reading"] == packaged["reading"] == zh_reader.READING
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert re.findall("^# (.*)", card, re.MULTILINE) == ["short", "long", "reject"]
+    assert re.findall("^# (.*)", card, re.MULTILINE) == ["short", "long", "reject", "retrieve"]
+    pairs = (tmp_path / "work" / "data" / "mined_pairs.jsonl").read_text(encoding="utf-8")
+    assert all("synonyms" in json.loads(line) for line in pairs.splitlines())
     tokenize = load_model(tmp_path / "model").tokenizer.tokenize
     assert tokenize("Ｎｅｗ山") == tokenize("New山") == ["new", "山"]  # noqa: RUF001
     capsys.readouterr()

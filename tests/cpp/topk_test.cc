@@ -240,9 +240,61 @@ void test_edges() {
   CHECK_EQ(found.ids, std::vector<int32_t>(8, -1));
 }
 
+// Lists that run over blocks hold what topk finds in the whole row.
+void test_merge() {
+  std::mt19937 random(kSeed);
+  for (const Pattern pattern : {Pattern::kRandom, Pattern::kMasked, Pattern::kTies, Pattern::kZeros,
+                                Pattern::kEqual, Pattern::kAllMasked}) {
+    for (const int64_t k : {1, 3, 26}) {
+      for (const int64_t block : {1, 7, 300}) {
+        constexpr int64_t kRows = 3, kCols = 700, kFirst = int64_t{1} << 33;
+        Matrix x(DType::kFloat32, kRows, kCols);
+        fill(pattern, &x, &random);
+        const fastmrc::Rows whole = x.view();
+        std::vector<float> values(kRows * static_cast<size_t>(k), -kInf), expected = values;
+        std::vector<int64_t> ids(values.size(), -1);
+        std::vector<int32_t> expected_ids(values.size());
+        for (int64_t begin = 0; begin < kCols; begin += block) {
+          fastmrc::Rows part = whole;
+          part.data = static_cast<const float*>(whole.data) + begin;
+          part.cols = std::min(block, kCols - begin);
+          fastmrc::topk_merge(part, kFirst + begin, k, values.data(), ids.data());
+        }
+        topk(whole, k, expected.data(), expected_ids.data());
+        for (size_t i = 0; i < ids.size(); ++i) {
+          CHECK_EQ(ids[i], expected_ids[i] < 0 ? int64_t{-1} : kFirst + expected_ids[i]);
+          CHECK(values[i] == expected[i]);
+        }
+      }
+    }
+  }
+}
+
+void test_inner_products() {
+  std::mt19937 random(kSeed);
+  for (const DType dtype : kDTypes) {
+    Matrix queries(DType::kFloat32, 3, 21), corpus(dtype, 9, 21);
+    fill(Pattern::kRandom, &queries, &random);
+    fill(Pattern::kRandom, &corpus, &random);
+    const std::vector<int64_t> ids = {0, 8, 8, 3, 1, 2};
+    std::vector<double> products(ids.size());
+    fastmrc::inner_products(queries.view(), corpus.view(), ids.data(), 2, products.data());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      double expected = 0;
+      for (int64_t c = 0; c < 21; ++c) {
+        expected += static_cast<double>(queries.at(static_cast<int64_t>(i / 2), c)) *
+                    static_cast<double>(corpus.at(ids[i], c));
+      }
+      CHECK(std::fabs(products[i] - expected) < 1e-9);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  test_merge();
+  test_inner_products();
   std::cout << "seed " << kSeed << std::endl;
   test_against_a_full_sort();
   test_many_rows_on_any_number_of_threads();

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import sys
 
 from fastmrc.cli import common
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the pairs and show some; 2 if records of the files were skipped."""
     if not (math.isfinite(args.min_cosine) and -1 <= args.min_cosine <= 1):
         raise InputError(f"--min-cosine: expected a number from -1 to 1, got {args.min_cosine}")
+    if os.path.exists(args.output):  # before the work
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), args.output)
     issues: list[DataIssue] = []
 
     def skip(issue: DataIssue) -> None:
@@ -63,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"files: expected at least 2 different texts, got {len(texts)}")
     from fastmrc.mining import mine_pairs
 
+    model = common.build_similarity_model(args)
+    pairs = mine_pairs(texts, model, args.min_cosine, progress=sys.stderr.isatty())
     with open(args.output, "x", encoding="utf-8") as file:
-        model = common.build_similarity_model(args)
-        pairs = mine_pairs(texts, model, args.min_cosine, progress=sys.stderr.isatty())
         for pair in pairs:
             record = {"text": pair.text, "synonyms": [pair.synonym]}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -37,9 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from fastmrc.errors import InputError, TrainingError
+from fastmrc.mining import mine_pairs
 from fastmrc.model_files import check_new_directory, new_directory, write_json
 from fastmrc.pretrained import SETTINGS_FILE
 from fastmrc.quantize import quantize_model
+from fastmrc.similarity import SimilarityModel
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
 from fastmrc.training.run import is_finished
 
@@ -47,11 +49,13 @@ __all__ = [
     "LONG",
     "READING",
     "REJECT",
+    "RETRIEVE",
     "SHORT",
     "main",
     "make_model",
     "prepare_data",
     "read_full_width",
+    "write_pairs",
 ]
 
 Record = dict[str, Any]
@@ -84,6 +88,7 @@ SHORT = TrainingOptions(
     copy_heads=6,
     cloze=0.15,
     simbert_share=0.0625,
+    retrieval_share=0.0,
     eval_questions=60,
     eval_steps=1000,
     windows=WindowOptions(window_tokens=(48, 144), negatives=0.2, distractors=0.04),
@@ -107,6 +112,20 @@ REJECT = replace(
     seed=2,
     windows=replace(LONG.windows, negatives=0.2, distractors=0.2),
 )
+
+# Then the vectors, which the stages before it have let drift, and similar sentences.
+RETRIEVE = replace(
+    REJECT,
+    learning_rate=1e-4,
+    simbert_share=0.09375,
+    retrieval_share=0.375,
+    mask_share=0.1,
+    eval_questions=80,
+    eval_steps=300,
+    seed=3,
+)
+# Least cosine, by the base's vectors, of two questions that are taken for similar ones.
+MIN_COSINE = 0.96
 
 # Chosen on the held-out questions, with one passage and with five.
 _WINDOWS = {"max_passage_tokens": 144, "stride": 72, "no_answer_ratio": 2.0}
@@ -141,7 +160,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, three stages of training, int8, tokenizer, settings, cards.
+    """Run the whole recipe: data, four stages of training, int8, tokenizer, settings, cards.
 
     Parameters
     ----------
@@ -152,19 +171,28 @@ def make_model(
     output
         Of the model, new.
     hours
-        For the three stages of training together.
+        For the four stages of training together.
     say
         Called with each step.
     """
     check_new_directory(output)
     say("data")
     training, held_out = prepare_data(source, work / "data")
-    stages = [("short", SHORT, 0.49), ("long", LONG, 0.16), ("reject", REJECT, 0.35)]
-    for name, options, share in stages:
+    pairs = work / "data" / "mined_pairs.jsonl"
+    if not pairs.is_file():
+        say("pairs of similar questions")
+        write_pairs(base, training, pairs)
+    stages = [
+        ("short", SHORT, 0.39, training),
+        ("long", LONG, 0.13, training),
+        ("reject", REJECT, 0.27, training),
+        ("retrieve", RETRIEVE, 0.21, [*training, pairs]),
+    ]
+    for name, options, share, files in stages:
         if not is_finished(work / name):
             say(f"training, stage {name}")
             options = replace(options, max_hours=hours * share)
-            train(base, training, work / name, options, held_out=held_out, progress=True)
+            train(base, files, work / name, options, held_out=held_out, progress=True)
         base = str(work / name)
     say("int8")
     with new_directory(output) as directory:
@@ -172,8 +200,17 @@ def make_model(
         read_full_width(directory / "tokenizer.json")
         settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
         write_json(directory / SETTINGS_FILE, settings | {"reading": READING})
-        cards = [(work / name / "README.md").read_text(encoding="utf-8") for name, *_ in stages]
+        cards = [(work / stage[0] / "README.md").read_text(encoding="utf-8") for stage in stages]
         (directory / "README.md").write_text("\n".join(cards), encoding="utf-8")
+
+
+def write_pairs(base: str, files: Sequence[Path], output: Path) -> None:
+    """Write the pairs of questions that are nearest to each other by the vectors of the base."""
+    model = SimilarityModel.from_pretrained(base, pooling="mean")
+    records = [record for file in files for record in _read(file)]
+    questions = [record["question"].strip() for record in records if "question" in record]
+    mined = mine_pairs(questions, model, MIN_COSINE, progress=True)
+    _write(output, ({"text": pair.text, "synonyms": [pair.synonym]} for pair in mined))
 
 
 def read_full_width(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastmrc.reference.beam_search import NextLogits, beam_search
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
 from fastmrc.reference.ops import beam_step, log_softmax_topk, row_stats, topk
+from fastmrc.reference.retrieval import search_vectors
 from fastmrc.reference.sampling import sample, sample_sequences
 from fastmrc.reference.slots import slot_argmax, slot_topk
 from fastmrc.reference.spans import best_spans
@@ -35,6 +36,7 @@ __all__ = [
     "row_stats",
     "sample",
     "sample_sequences",
+    "search_vectors",
     "slot_argmax",
     "slot_topk",
     "topk",

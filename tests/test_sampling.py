@@ -226,7 +226,10 @@ def test_what_is_wrong_is_said(logits: Any, changes: dict[str, Any], message: st
         (np.zeros((2, 5)), {}, "logits: expected float32"),
         (GOOD, {"seed": 1.0}, "seed: expected an integer, got float"),
         (GOOD, {"seed": True}, "seed: expected an integer, got bool"),
+        (GOOD, {"streams": np.array([0.5, 1])}, "streams: expected integers"),
         (GOOD, {"streams": [0.5, 1]}, "streams: expected integers"),
+        (GOOD, {"positions": "a"}, "positions: expected integers"),
+        (GOOD, {"allow_end": [1, 0]}, "allow_end: expected True or False, got int64"),
     ],
 )
 def test_wrong_types_are_refused(logits: Any, changes: dict[str, Any], message: str) -> None:

@@ -49,36 +49,39 @@ py::list sequences(const SequenceSampler& self, int32_t prompt) {
   return result;
 }
 
-py::tuple bind_sample(py::handle logits, uint64_t seed, const std::vector<uint64_t>& streams,
-                      const std::vector<uint32_t>& positions, int32_t top_k, double top_p,
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// Arrays, not lists: there may be many rows, and a list is converted item by item.
+py::tuple bind_sample(py::handle logits, uint64_t seed, const Array<uint64_t>& streams,
+                      const Array<uint32_t>& positions, int32_t top_k, double top_p,
                       double temperature, int32_t end_id,
                       const std::vector<const PyAutomaton*>& constraints, py::handle states,
-                      const std::vector<bool>& allow_end) {
+                      const Array<uint8_t>& allow_end) {
   const Tensor tensor(logits, "logits");
   const Rows rows = tensor.rows();
-  const auto check_size = [&](const char* name, size_t got) {
-    if (static_cast<int64_t>(got) != rows.rows) {
+  const auto check_size = [&](const char* name, int64_t got) {
+    if (got != rows.rows) {
       throw py::value_error(std::string(name) + ": expected one per row, " +
                             std::to_string(rows.rows) + ", got " + std::to_string(got));
     }
   };
   check_size("streams", streams.size());
   check_size("positions", positions.size());
-  check_size("constraint", constraints.size());
   check_size("allow_end", allow_end.size());
+  if (!constraints.empty()) check_size("constraint", static_cast<int64_t>(constraints.size()));
   check_end_id(end_id, rows.cols);
   std::vector<int32_t> state_values;
   if (!states.is_none()) {
     state_values = int32_values(states, "states");
-    check_size("states", state_values.size());
+    check_size("states", static_cast<int64_t>(state_values.size()));
   }
   const std::vector<const Automaton*> automata = automata_of(constraints);
-  const std::vector<uint8_t> end_flags(allow_end.begin(), allow_end.end());
   SampleStep step;
   step.logits = rows;
-  step.constraints = automata.data();
+  step.constraints = automata.empty() ? nullptr : automata.data();
   step.states = states.is_none() ? nullptr : state_values.data();
-  step.allow_end = end_flags.data();
+  step.allow_end = allow_end.data();
   step.end_id = end_id;
   step.top_k = top_k;
   step.top_p = top_p;

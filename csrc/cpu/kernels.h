@@ -28,11 +28,16 @@ struct VoteRows {
   Vote vote;
 };
 
-// Lanes over which the maxima of a row are kept by `lane_max`.
+// Lanes over which the maxima of a part of a row are kept.
 constexpr int kMaxLanes = 64;
+// Elements of such a part: a multiple of the lanes; small enough that most parts hold none of the
+// largest entries, large enough that their maxima are few.
+constexpr int64_t kMaxSegment = 1024;
 
 struct Kernels {
-  RowStats (*row_stats)(const void* row, DType dtype, int64_t n);
+  // If `maxima` is not null, also what lane_max gives for each segment of kMaxSegment elements:
+  // [segments, kMaxLanes].
+  RowStats (*row_stats)(const void* row, DType dtype, int64_t n, float* maxima);
 
   // Sum of exp((x - max) / temperature) over elements [begin, end), to 1e-6 relative for
   // temperatures from 0.01; `max` finite and at least every element.

@@ -10,9 +10,11 @@ namespace FASTMRC_ISA_NAMESPACE {
 namespace {
 
 static_assert(kMaxLanes == kGroupLanes, "lane_max writes one maximum per lane of a group");
+static_assert(kMaxSegment % kGroupLanes == 0, "a segment holds whole groups");
 
 // A multiple of the group; 16 KiB of float32 stay in the first-level cache between the two passes.
 constexpr int64_t kChunk = 4096;
+static_assert(kChunk % kMaxSegment == 0, "a chunk holds whole segments");
 
 template <typename T>
 struct Group {
@@ -58,13 +60,15 @@ inline double reduce_sum(Vec* lanes) {
   return sum;
 }
 
+// Of one segment; keeps the maxima of its lanes if asked to.
 template <typename T>
-float max_of(const T* row, int64_t begin, int64_t end) {
+float max_of(const T* row, int64_t begin, int64_t end, float* maxima) {
   Vec lanes[kGroup];
   for (Vec& lane : lanes) lane = broadcast(-kInf);
   for_each_group(row, begin, end, [&](const T* p, int64_t) {
     for (int j = 0; j < kGroup; ++j) lanes[j] = vmax(load(p + j * kWidth), lanes[j]);
   });
+  if (maxima != nullptr) std::memcpy(maxima, lanes, sizeof(lanes));
   return reduce_max(lanes);
 }
 
@@ -141,13 +145,19 @@ bool holds_nan(const T* row, int64_t n) {
 // Reads the row once from memory: chunk by chunk the maximum, then the sum of exponentials while
 // the chunk is still in the cache (online softmax, Milakov and Gimelshein 2018).
 template <typename T>
-RowStats row_stats_of(const T* row, int64_t n) {
+RowStats row_stats_of(const T* row, int64_t n, float* maxima) {
   float max = -kInf;
   double sum = 0;
   int64_t best_chunk = 0;
   for (int64_t begin = 0; begin < n; begin += kChunk) {
     const int64_t end = begin + kChunk < n ? begin + kChunk : n;
-    const float chunk_max = max_of(row, begin, end);
+    float chunk_max = -kInf;
+    for (int64_t i = begin; i < end; i += kMaxSegment) {
+      float* kept = maxima == nullptr ? nullptr : maxima + i / kMaxSegment * kMaxLanes;
+      const int64_t stop = i + kMaxSegment < end ? i + kMaxSegment : end;
+      const float segment_max = max_of(row, i, stop, kept);
+      if (segment_max > chunk_max) chunk_max = segment_max;
+    }
     if (chunk_max > max) {
       sum *= std::exp(static_cast<double>(max) - static_cast<double>(chunk_max));
       max = chunk_max;
@@ -293,8 +303,8 @@ inline auto with_type(const void* row, DType dtype, Fn fn) {
   return fn(static_cast<const float*>(row));
 }
 
-RowStats row_stats(const void* row, DType dtype, int64_t n) {
-  return with_type(row, dtype, [&](const auto* p) { return row_stats_of(p, n); });
+RowStats row_stats(const void* row, DType dtype, int64_t n, float* maxima) {
+  return with_type(row, dtype, [&](const auto* p) { return row_stats_of(p, n, maxima); });
 }
 
 double sum_exp(const void* row, DType dtype, int64_t begin, int64_t end, float max,

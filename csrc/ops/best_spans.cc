@@ -43,7 +43,7 @@ double read_row(const Rows& rows, int64_t i, const SpanScores& spans, const char
     const bool counts = mask == nullptr || mask[j] != 0 || j == spans.null_position;
     values[static_cast<size_t>(j)] = counts ? table.load_one(rows.row(i), rows.dtype, j) : -kInf;
   }
-  const RowStats stats = table.row_stats(values.data(), DType::kFloat32, rows.cols);
+  const RowStats stats = table.row_stats(values.data(), DType::kFloat32, rows.cols, nullptr);
   check_stats(stats, i, name);
   return stats.logsumexp;
 }

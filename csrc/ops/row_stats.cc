@@ -4,7 +4,7 @@
 namespace fastmrc {
 
 RowStats row_stats_of(const Rows& rows, int64_t i, const char* name) {
-  const RowStats stats = kernels().row_stats(rows.row(i), rows.dtype, rows.cols);
+  const RowStats stats = kernels().row_stats(rows.row(i), rows.dtype, rows.cols, nullptr);
   check_stats(stats, i, name);
   return stats;
 }

@@ -58,7 +58,9 @@ class Distribution {
 
   void list_allowed(const SampleStep& step, const Automaton& constraint, int32_t state,
                     bool allow_end);
-  void list_largest(const SampleStep& step, int64_t i, int64_t count);
+  void read_row(const SampleStep& step, int64_t i, int64_t count);
+  int64_t make_room(int64_t count);
+  void keep_largest(int64_t count);
   void list_nucleus(const SampleStep& step, int64_t i);
   bool cut_nucleus(double top_p, double total);
   void add_up_entries();
@@ -86,22 +88,19 @@ bool Distribution::prepare(const SampleStep& step, int64_t i) {
   dtype_ = step.logits.dtype;
   cols_ = step.logits.cols;
   temperature_ = step.temperature;
-  stats_ = row_stats_of(step.logits, i);
-  if (stats_.argmax < 0) throw_all_masked(i);
   const bool allow_end = step.allow_end == nullptr || step.allow_end[i] != 0;
   excluded_ = allow_end ? -1 : step.end_id;
   whole_row_ = false;
   entries_.clear();
   const Automaton* constraint = step.constraints == nullptr ? nullptr : step.constraints[i];
   const int32_t state = step.states == nullptr ? Automaton::kRootState : step.states[i];
+  // What is listed besides an end that is not allowed: the likeliest, or the one that weights are
+  // relative to.
+  read_row(step, i, constraint != nullptr ? 0 : std::max<int64_t>(1, step.top_k));
   if (state == Automaton::kDeadState) return false;
   if (constraint != nullptr) {
     list_allowed(step, *constraint, state, allow_end);
-  } else if (step.top_k > 0) {
-    list_largest(step, i, step.top_k);
-  } else {
-    list_largest(step, i, 1);  // the largest logit besides that of an end that is not allowed
-    if (entries_.empty()) return false;
+  } else if (step.top_k == 0 && !entries_.empty()) {
     add_up_row();
     whole_row_ = step.top_p >= 1;
     if (!whole_row_) list_nucleus(step, i);
@@ -136,28 +135,45 @@ void Distribution::list_allowed(const SampleStep& step, const Automaton& constra
   cut_nucleus(step.top_p, total);
 }
 
-// Lists the `count` likeliest tokens and cuts them to the nucleus.
-void Distribution::list_largest(const SampleStep& step, int64_t i, int64_t count) {
-  const int64_t read = std::min(cols_, count + (excluded_ >= 0 ? 1 : 0));
-  values_.resize(static_cast<size_t>(read));
-  ids_.resize(static_cast<size_t>(read));
-  topk_of(step.logits, i, read, values_.data(), ids_.data());
-  entries_.clear();
-  for (size_t j = 0; j < ids_.size() && static_cast<int64_t>(entries_.size()) < count; ++j) {
-    if (ids_[j] >= 0 && !excluded(ids_[j])) entries_.push_back({values_[j], ids_[j]});
+// Reads the statistics of the row and, with them, its `count` likeliest tokens, cut to the nucleus.
+void Distribution::read_row(const SampleStep& step, int64_t i, int64_t count) {
+  if (count == 0) {
+    stats_ = row_stats_of(step.logits, i);
+  } else {
+    const int64_t read = make_room(count);
+    stats_ = stats_and_topk_of(step.logits, i, read, values_.data(), ids_.data());
+    keep_largest(count);
   }
-  if (entries_.empty()) return;
-  max_ = entries_.front().logit;
+  if (stats_.argmax < 0) throw_all_masked(i);
   if (step.top_k == 0 || step.top_p >= 1) return;
   double total = 0;
   for (const Entry& entry : entries_) total += weight(entry.logit);
   cut_nucleus(step.top_p, total);
 }
 
+// Returns how many entries to read for `count`, one more where one of them may be excluded.
+int64_t Distribution::make_room(int64_t count) {
+  const int64_t read = std::min(cols_, count + (excluded_ >= 0 ? 1 : 0));
+  values_.resize(static_cast<size_t>(read));
+  ids_.resize(static_cast<size_t>(read));
+  return read;
+}
+
+// Makes entries of what was read.
+void Distribution::keep_largest(int64_t count) {
+  entries_.clear();
+  for (size_t j = 0; j < ids_.size() && static_cast<int64_t>(entries_.size()) < count; ++j) {
+    if (ids_[j] >= 0 && !excluded(ids_[j])) entries_.push_back({values_[j], ids_[j]});
+  }
+  if (!entries_.empty()) max_ = entries_.front().logit;
+}
+
 // Lists the likeliest tokens that reach the share top_p of the whole row.
 void Distribution::list_nucleus(const SampleStep& step, int64_t i) {
   for (int64_t count = kFirstNucleus;; count *= kNucleusGrowth) {
-    list_largest(step, i, std::min(count, cols_));
+    const int64_t read = make_room(std::min(count, cols_));
+    topk_of(step.logits, i, read, values_.data(), ids_.data());
+    keep_largest(count);
     if (cut_nucleus(step.top_p, sums_.back()) || count >= cols_) return;
   }
 }

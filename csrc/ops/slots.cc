@@ -47,7 +47,7 @@ void offer_range(Choice& choice, const Rows& logits, int64_t row, int64_t begin,
   Rows part = logits;
   part.cols = end - begin;
   part.data = static_cast<const unsigned char*>(logits.data) + begin * item_size(logits.dtype);
-  const RowStats stats = kernels().row_stats(part.row(row), part.dtype, part.cols);
+  const RowStats stats = kernels().row_stats(part.row(row), part.dtype, part.cols, nullptr);
   const bool masked = stats.argmax < 0;  // then the first one, of probability 0
   choice.offer(masked ? -kInf : stats.max,
                static_cast<int32_t>(begin) + (masked ? 0 : stats.argmax));

@@ -20,10 +20,6 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// A multiple of the lanes; small enough that most segments hold none of the largest entries, large
-// enough that its maxima are few.
-constexpr int64_t kSegment = 1024;
-
 struct Scratch {
   std::vector<float> maxima;  // [segments, kMaxLanes]
   std::vector<float> folded;
@@ -42,15 +38,21 @@ uint64_t sort_key(float value, int32_t id) {
 
 int32_t id_of(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
 
+Scratch& scratch_for(const Rows& rows) {
+  thread_local Scratch scratch;
+  const int64_t segments = (rows.cols + kMaxSegment - 1) / kMaxSegment;
+  scratch.maxima.resize(static_cast<size_t>(segments * kMaxLanes));
+  return scratch;
+}
+
 // Fills scratch.maxima. Throws if the row holds a NaN.
 void find_maxima(const Kernels& table, const Rows& rows, int64_t i, Scratch& scratch) {
-  const int64_t segments = (rows.cols + kSegment - 1) / kSegment;
-  scratch.maxima.resize(static_cast<size_t>(segments * kMaxLanes));
+  const int64_t segments = static_cast<int64_t>(scratch.maxima.size()) / kMaxLanes;
   bool sound = true;
   for (int64_t s = 0; s < segments; ++s) {
-    const int64_t end = std::min(rows.cols, (s + 1) * kSegment);
+    const int64_t end = std::min(rows.cols, (s + 1) * kMaxSegment);
     float* out = scratch.maxima.data() + s * kMaxLanes;
-    sound &= table.lane_max(rows.row(i), rows.dtype, s * kSegment, end, out);
+    sound &= table.lane_max(rows.row(i), rows.dtype, s * kMaxSegment, end, out);
   }
   if (!sound) {
     throw std::invalid_argument("x: expected no NaN, got NaN in row " + std::to_string(i));
@@ -85,20 +87,18 @@ int64_t collect_row(const Kernels& table, const Rows& rows, int64_t i, float bou
         0) {
       continue;
     }
-    const int64_t begin = static_cast<int64_t>(first) / kMaxLanes * kSegment;
-    found += table.collect(rows.row(i), rows.dtype, begin, std::min(rows.cols, begin + kSegment),
+    const int64_t begin = static_cast<int64_t>(first) / kMaxLanes * kMaxSegment;
+    found += table.collect(rows.row(i), rows.dtype, begin, std::min(rows.cols, begin + kMaxSegment),
                            bound, scratch.ids.data() + found);
   }
   return found;
 }
 
-}  // namespace
-
-void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids) {
-  thread_local Scratch scratch;
+// The k largest entries, when scratch.maxima are known.
+void topk_by_maxima(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids,
+                    Scratch& scratch) {
   const Kernels& table = kernels();
   const void* row = rows.row(i);
-  find_maxima(table, rows, i, scratch);
   const int64_t found = collect_row(table, rows, i, lower_bound_of_kth(k, scratch), scratch);
   scratch.keys.resize(static_cast<size_t>(found));
   for (int64_t j = 0; j < found; ++j) {
@@ -114,6 +114,24 @@ void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids
   }
   std::fill(values + kept, values + k, -kInf);
   std::fill(ids + kept, ids + k, -1);
+}
+
+}  // namespace
+
+void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids) {
+  Scratch& scratch = scratch_for(rows);
+  find_maxima(kernels(), rows, i, scratch);
+  topk_by_maxima(rows, i, k, values, ids, scratch);
+}
+
+RowStats stats_and_topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids,
+                           const char* name) {
+  Scratch& scratch = scratch_for(rows);
+  const RowStats stats =
+      kernels().row_stats(rows.row(i), rows.dtype, rows.cols, scratch.maxima.data());
+  check_stats(stats, i, name);
+  topk_by_maxima(rows, i, k, values, ids, scratch);
+  return stats;
 }
 
 void topk(const Rows& rows, int64_t k, float* values, int32_t* ids) {
@@ -189,16 +207,15 @@ void topk_merge(const Rows& scores, int64_t first_id, int64_t k, float* values, 
 }
 
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids) {
-  topk(rows, k, log_probs, ids);
-  std::vector<RowStats> stats(static_cast<size_t>(rows.rows));
-  row_stats(rows, stats.data(), "x");
-  for (int64_t i = 0; i < rows.rows; ++i) {
-    for (int64_t j = 0; j < k && ids[i * k + j] >= 0; ++j) {
-      float& value = log_probs[i * k + j];
-      value =
-          static_cast<float>(static_cast<double>(value) - stats[static_cast<size_t>(i)].logsumexp);
+  if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
+  parallel_for_work(rows.rows * rows.cols, rows.rows, [&](int64_t i) {
+    float* values = log_probs + i * k;
+    const int32_t* found = ids + i * k;
+    const RowStats stats = stats_and_topk_of(rows, i, k, values, ids + i * k, "x");
+    for (int64_t j = 0; j < k && found[j] >= 0; ++j) {
+      values[j] = static_cast<float>(static_cast<double>(values[j]) - stats.logsumexp);
     }
-  }
+  });
 }
 
 }  // namespace fastmrc

@@ -59,15 +59,15 @@ def best_spans(
 def sample(
     logits: Any,
     seed: int,
-    streams: Sequence[int],
-    positions: Sequence[int],
+    streams: NDArray[np.uint64],
+    positions: NDArray[np.uint32],
     top_k: int,
     top_p: float,
     temperature: float,
     end_id: int,
     constraints: Sequence[Automaton | None],
     states: Any,
-    allow_end: Sequence[bool],
+    allow_end: NDArray[np.uint8],
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
 def find_occurrences(tokens: Any, offsets: Any, span: Any) -> NDArray[np.int32]: ...
 

@@ -254,15 +254,15 @@ def sample(
         _C.sample(
             logits,
             _whole_number("seed", seed),
-            _per_row("streams", np.arange(rows) if streams is None else streams, rows, 64),
-            _per_row("positions", positions, rows, 32),
+            _per_row("streams", np.arange(rows) if streams is None else streams, rows, np.uint64),
+            _per_row("positions", positions, rows, np.uint32),
             options.top_k or 0,
             options.top_p,
             options.temperature,
             end_id,
-            native_automata("constraint", constraint, rows),
+            [] if constraint is None else native_automata("constraint", constraint, rows),
             None if states is None else int_vector("states", states),
-            [allow_end] * rows if isinstance(allow_end, bool) else list(allow_end),
+            _flags("allow_end", allow_end, rows),
         ),
     )
     return result[0], result[1]
@@ -472,21 +472,30 @@ def _whole_number(name: str, value: Any) -> int:
     return number
 
 
-def _per_row(name: str, values: ArrayLike, rows: int, bits: int) -> list[int]:
-    """Return integers of at most so many bits, none negative, one per row."""
+def _per_row(name: str, values: Any, rows: int, dtype: type[np.unsignedinteger[Any]]) -> Any:
+    """Return whole numbers, none negative, one per row, as an array of this dtype."""
+    array = np.asarray(values)
     # Of a list with numbers below and above 2**63 NumPy would make floats.
-    mixed = isinstance(values, list) and all(isinstance(v, int) for v in values)
-    array = np.array(values, dtype=object) if mixed else np.asarray(values)
-    if not mixed and array.dtype.kind not in "iu" and array.size:
+    if array.dtype.kind == "f" and all(isinstance(value, int) for value in values):
+        array = np.array(values, dtype=object)
+    if array.size and array.dtype.kind not in "iuO":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.ndim > 1:
+        got = f"{array.ndim} dimensions"
+        raise ValueError(f"{name}: expected one per row or one for all, got {got}")
+    most = int(np.iinfo(dtype).max)
+    if array.size and not 0 <= array.min() <= array.max() <= most:
         raise ValueError(
-            f"{name}: expected one per row or one for all, got {array.ndim} dimensions"
+            f"{name}: expected 0 to {most}, got numbers from {array.min()} to {array.max()}"
         )
-    numbers: list[int] = array.tolist() if array.ndim else [array.item()] * rows
-    if numbers and not 0 <= min(numbers) <= max(numbers) < 2**bits:
-        raise ValueError(f"{name}: expected 0 to 2**{bits} - 1, got {min(numbers)}, {max(numbers)}")
-    return numbers
+    return np.ascontiguousarray(array if array.ndim else np.full(rows, array)).astype(dtype)
+
+
+def _flags(name: str, values: Any, rows: int) -> Any:
+    array = np.asarray(values)
+    if array.size and array.dtype != np.bool_:
+        raise TypeError(f"{name}: expected True or False, got {array.dtype}")
+    return np.ascontiguousarray(array if array.ndim else np.full(rows, array)).astype(np.uint8)
 
 
 def _float_vector(name: str, values: ArrayLike) -> Any:

@@ -123,7 +123,8 @@ RowStats naive_stats(const Matrix& row) {
 
 void check_stats(const Matrix& row) {
   const RowStats expected = naive_stats(row);
-  const RowStats first = kernels_of(sets()[0]).row_stats(row.row(0), row.dtype(), row.cols());
+  const RowStats first =
+      kernels_of(sets()[0]).row_stats(row.row(0), row.dtype(), row.cols(), nullptr);
   CHECK_EQ(first.argmax, expected.argmax);
   if (std::isnan(expected.max)) {
     CHECK(std::isnan(first.max));
@@ -139,7 +140,7 @@ void check_stats(const Matrix& row) {
     }
   }
   for (const Isa isa : sets()) {
-    const RowStats other = kernels_of(isa).row_stats(row.row(0), row.dtype(), row.cols());
+    const RowStats other = kernels_of(isa).row_stats(row.row(0), row.dtype(), row.cols(), nullptr);
     CHECK(same_bits(other.max, first.max));
     CHECK_EQ(other.argmax, first.argmax);
     CHECK(same_bits(other.logsumexp, first.logsumexp));
@@ -355,8 +356,9 @@ void check_votes(const Matrix& logits, const std::vector<float>& weights, double
   std::vector<double> logsumexp;
   for (int64_t p = 0; p < logits.rows(); ++p) {
     rows.push_back(logits.row(p));
-    logsumexp.push_back(
-        kernels_of(Isa::kGeneric).row_stats(rows.back(), logits.dtype(), logits.cols()).logsumexp);
+    logsumexp.push_back(kernels_of(Isa::kGeneric)
+                            .row_stats(rows.back(), logits.dtype(), logits.cols(), nullptr)
+                            .logsumexp);
   }
   for (const Vote vote :
        {Vote::kOriginal, Vote::kMean, Vote::kMax, Vote::kProduct, Vote::kWeighted}) {

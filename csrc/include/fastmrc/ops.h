@@ -35,6 +35,9 @@ void topk(const Rows& rows, int64_t k, float* values, int32_t* ids);
 
 // The same of row i alone, on the caller's thread; values and ids: [k].
 void topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids);
+// row_stats_of and topk_of in one read of the row.
+RowStats stats_and_topk_of(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids,
+                           const char* name = "logits");
 
 // The same of log_softmax(row); +inf is refused too.
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids);

@@ -94,18 +94,20 @@ bool Distribution::prepare(const SampleStep& step, int64_t i) {
   entries_.clear();
   const Automaton* constraint = step.constraints == nullptr ? nullptr : step.constraints[i];
   const int32_t state = step.states == nullptr ? Automaton::kRootState : step.states[i];
-  // What is listed besides an end that is not allowed: the likeliest, or the one that weights are
-  // relative to.
+  // Without a constraint and a top_k one token is listed: the one that weights are relative to.
   read_row(step, i, constraint != nullptr ? 0 : std::max<int64_t>(1, step.top_k));
   if (state == Automaton::kDeadState) return false;
-  if (constraint != nullptr) {
-    list_allowed(step, *constraint, state, allow_end);
-  } else if (step.top_k == 0 && !entries_.empty()) {
+  if (constraint != nullptr) list_allowed(step, *constraint, state, allow_end);
+  if (entries_.empty()) return false;
+  if (constraint == nullptr && step.top_k == 0) {
     add_up_row();
     whole_row_ = step.top_p >= 1;
     if (!whole_row_) list_nucleus(step, i);
+  } else if (step.top_p < 1) {
+    double total = 0;
+    for (const Entry& entry : entries_) total += weight(entry.logit);
+    cut_nucleus(step.top_p, total);
   }
-  if (entries_.empty()) return false;
   if (!whole_row_) add_up_entries();
   return true;
 }
@@ -129,13 +131,9 @@ void Distribution::list_allowed(const SampleStep& step, const Automaton& constra
     std::sort(first, entries_.end(), likelier);
   }
   max_ = entries_.front().logit;
-  if (step.top_p >= 1) return;
-  double total = 0;
-  for (const Entry& entry : entries_) total += weight(entry.logit);
-  cut_nucleus(step.top_p, total);
 }
 
-// Reads the statistics of the row and, with them, its `count` likeliest tokens, cut to the nucleus.
+// Reads the statistics of the row and, with them, its `count` likeliest tokens.
 void Distribution::read_row(const SampleStep& step, int64_t i, int64_t count) {
   if (count == 0) {
     stats_ = row_stats_of(step.logits, i);
@@ -145,10 +143,6 @@ void Distribution::read_row(const SampleStep& step, int64_t i, int64_t count) {
     keep_largest(count);
   }
   if (stats_.argmax < 0) throw_all_masked(i);
-  if (step.top_k == 0 || step.top_p >= 1) return;
-  double total = 0;
-  for (const Entry& entry : entries_) total += weight(entry.logit);
-  cut_nucleus(step.top_p, total);
 }
 
 // Returns how many entries to read for `count`, one more where one of them may be excluded.

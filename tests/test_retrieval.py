@@ -68,6 +68,22 @@ def test_nearly_equal_scores_are_told_apart() -> None:
     check(query, corpus, 5)
 
 
+def test_products_that_torch_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    query = rng.normal(size=(4, 256)).astype(np.float32)
+    corpus = query[0] + (1e-4 * rng.normal(size=(400, 256))).astype(np.float32)
+    torch.set_float32_matmul_precision("medium")  # bfloat16 where the processor has it
+    try:
+        check(query, corpus, 3)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_very_small_numbers() -> None:
+    rng = np.random.default_rng(5)
+    check(*(1e-25 * rng.normal(size=(2, 40, 8))).astype(np.float32), 5)
+
+
 def test_many_equal_rows_in_any_place() -> None:
     rng = np.random.default_rng(1)
     queries = rng.normal(size=(3, 50)).astype(np.float32)
@@ -134,6 +150,10 @@ ONES = np.ones((2, 3), np.float32)
         (ONES.tolist(), ONES, 1, TypeError, "queries: expected an array of vectors, got list"),
         (ONES * np.nan, ONES, 1, InputError, "queries: expected finite numbers"),
         (ONES, ONES * np.inf, 1, InputError, "corpus: expected finite numbers.*rows 0 to 1"),
+        (ONES, ONES * 1e20, 1, InputError, "corpus: expected finite numbers whose squares"),
+        (ONES * 1e25, ONES * 1e15, 1, InputError, "inner products within the range of float32"),
+        (ONES, np.asfortranarray(ONES), 1, InputError, "corpus: expected vectors that are contig"),
+        (torch.ones(3, 2).T, ONES, 1, InputError, "queries: expected vectors that are contig"),
         (ONES, ONES * np.nan, 1, InputError, "corpus: expected finite numbers"),
         (np.ones((2, 0), np.float32), ONES, 1, InputError, "queries: expected shape"),
     ],
@@ -178,6 +198,8 @@ def test_faiss() -> None:
     np.testing.assert_array_equal(ids, hits.ids)
     np.testing.assert_allclose(scores, hits.scores, rtol=1e-5)
     assert faiss_index(corpus, "IVF4,Flat").ntotal == faiss_index(corpus).ntotal == 400
+    with pytest.raises(InputError, match="enough vectors to train 'IVF1024,Flat', got 400"):
+        faiss_index(corpus, "IVF1024,Flat")
     with pytest.raises(InputError, match="factory: expected an index that FAISS can make.*'Oops'"):
         faiss_index(corpus, "Oops")
     with pytest.raises(TypeError, match="corpus: expected float32 or float16"):

@@ -500,10 +500,10 @@ def test_the_sampler_refuses_wrong_input() -> None:
     with pytest.raises(ValueError, match="NaN in row 0"):
         draw(OneRow(np.full(4, np.nan, np.float32)))
     with pytest.raises(ValueError, match="constraints: expected one per prompt, 1, got 2"):
-        fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 0, 2, 1, [None, None])
+        fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 0, 0, 2, 1, [None, None])
     with pytest.raises(ValueError, match="max_tokens: expected at least 3, got 2"):
-        fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 3, 2, 1, [])
-    sampler = fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 0, 1, 1, [])
+        fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 0, 3, 2, 1, [])
+    sampler = fastmrc._C.SequenceSampler([1], 4, 0, 0, 1.0, 1.0, 0, 0, 0, 1, 1, [])
     sampler.step(row[None])
     assert sampler.done
     with pytest.raises(ValueError, match="the sampling is done"):

@@ -14,7 +14,7 @@ import torch
 from conftest import BERT_TOKENS, CHINESE, save_model
 
 import fastmrc
-from fastmrc import corpus_index, reference
+from fastmrc import corpus_index, reference, similarity
 from fastmrc.corpus_index import CorpusIndex, index_directory, open_corpus
 from fastmrc.data import DataIssue
 from fastmrc.errors import InputError, UnsupportedModelError
@@ -114,6 +114,8 @@ def test_long_texts_are_cut(model: SimilarityModel) -> None:
     for wrong in (0, 511):
         with pytest.raises(InputError, match=f"max_tokens: expected 1 to 510.*got {wrong}"):
             model.encode("北京", max_tokens=wrong)
+    with pytest.raises(InputError, match="max_tokens: expected at least 1, got 0"):
+        model.cut(["北京"], 0)
 
 
 def test_encoding_texts(model: SimilarityModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +175,9 @@ def test_texts_as_the_oracle(tiny_model_dir: Path, top_k: int | None) -> None:
     assert len({g.text for g in drawn}) > 3
 
 
-def test_a_seed_gives_the_same_texts(model: SimilarityModel) -> None:
+def test_a_seed_gives_the_same_texts(
+    model: SimilarityModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = model.generate("北京", 20, seed=1, max_tokens=8)
     assert [g.token_ids for g in model.generate("北京", 7, seed=1, max_tokens=8)] == [
         g.token_ids for g in first[:7]
@@ -185,6 +189,10 @@ def test_a_seed_gives_the_same_texts(model: SimilarityModel) -> None:
         g.text for g in model.generate("北京", 20, max_tokens=8)
     ]
     assert model.generate("北京", 0) == []
+    monkeypatch.setattr(similarity, "_SEQUENCES", 6)  # drawn in blocks
+    assert [g.token_ids for g in model.generate("北京", 20, seed=np.uint64(1), max_tokens=8)] == [
+        g.token_ids for g in first
+    ]
 
 
 def test_generating_under_a_constraint(model: SimilarityModel) -> None:
@@ -290,13 +298,8 @@ def corpus(tmp_path: Path) -> Path:
 
 def opened(path: Path, model: SimilarityModel, **options: Any) -> CorpusIndex:
     issues: list[DataIssue] = []
-    index = open_corpus(
-        path,
-        model,
-        on_error=issues.append,
-        on_unwritable=lambda reason: pytest.fail(reason),
-        **options,
-    )
+    given: dict[str, Any] = {"on_error": issues.append, "say": lambda text: pytest.fail(text)}
+    index = open_corpus(path, model, **(given | options))
     assert not issues
     return index
 
@@ -340,32 +343,45 @@ def test_texts_are_found_by_their_best_piece(tmp_path: Path, model: SimilarityMo
 
 
 def test_vectors_are_made_anew(
-    corpus: Path, bert_copy: Path, edit_json: EditJson, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, bert_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encoded(**options: Any) -> int:
         model = SimilarityModel.from_pretrained(bert_copy, **options)
         encodings = Encodings(model, monkeypatch)
-        opened(corpus, model)
-        return encodings.count
+        index = opened(corpus, model)
+        np.testing.assert_allclose(index.vectors, model.encode(index.texts), atol=1e-6)
+        return encodings.count - 3
 
     assert [encoded(), encoded()] == [3, 0]
     corpus.write_text("北京\n上海天气\n火", encoding="utf-8")  # as many texts
     assert [encoded(), encoded()] == [3, 0]
-    assert [encoded(pooling="cls"), encoded(pooling="cls"), encoded()] == [3, 0, 3]
-    assert [encoded(dtype="bfloat16"), encoded()] == [3, 3]
+    # Several models may search one file in turn.
+    assert [encoded(pooling="cls"), encoded(pooling="cls"), encoded()] == [3, 0, 0]
+    assert [encoded(dtype="bfloat16"), encoded()] == [3, 0]
     other = save_model(bert_copy.parent / "other", "BertForMaskedLM", BERT_TOKENS, seed=1)
     shutil.copy(other / "model.safetensors", bert_copy)
     assert [encoded(), encoded()] == [3, 0]
-    directory = index_directory(corpus)
-    for damage in ("[]", "{", '{"done": 3}'):
-        (directory / "index.json").write_text(damage, encoding="utf-8")
-        assert [encoded(), encoded()] == [3, 0]
-    edit_json(directory / "index.json", {"done": -5})
+    before = set(index_directory(corpus).iterdir())
+    corpus.write_text("北京\n上海天气\n土", encoding="utf-8")
     assert encoded() == 3
-    (directory / "vectors.npy").write_bytes(b"no array")
-    assert [encoded(), encoded()] == [3, 0]
-    (directory / "vectors.npy").unlink()
-    assert [encoded(), encoded()] == [3, 0]
+    assert not before & set(index_directory(corpus).iterdir())  # of texts that are gone
+
+
+@pytest.mark.parametrize("suffix", [".vectors", ".owners"])
+@pytest.mark.parametrize("content", [b"", b"x", b"x" * 24, None])
+def test_damaged_files_are_written_anew(
+    corpus: Path, model: SimilarityModel, suffix: str, content: bytes | None
+) -> None:
+    whole = np.array(opened(corpus, model).vectors)
+    (path,) = index_directory(corpus).glob(f"*{suffix}")
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    index = opened(corpus, model)
+    assert np.array_equal(index.vectors, whole) and index.owners.tolist() == [0, 1, 2]
+    np.zeros(3, np.int64).tofile(next(index_directory(corpus).glob("*.owners")))
+    assert opened(corpus, model).owners.tolist() == [0, 1, 2]
 
 
 def test_an_interrupted_index_is_gone_on_with(
@@ -380,19 +396,68 @@ def test_an_interrupted_index_is_gone_on_with(
     encodings.fail_after = 8
     with pytest.raises(KeyboardInterrupt):
         opened(path, model)
-    assert json.loads((index_directory(path) / "index.json").read_text())["done"] == 8
+    (part,) = index_directory(path).glob("*.part")
+    with open(part, "ab") as file:  # a row that was cut off
+        file.write(b"half")
     encodings.fail_after = None
     index = opened(path, model)
     assert encodings.count == 10  # the first 8 were there
     np.testing.assert_allclose(index.vectors, whole, atol=1e-6)
+    assert not part.exists()
+
+
+def test_what_is_mapped_is_never_written_to(corpus: Path, model: SimilarityModel) -> None:
+    index = opened(corpus, model)
+    before = np.array(index.vectors)
+    corpus.write_text("水", encoding="utf-8")
+    assert len(opened(corpus, model).texts) == 1
+    assert np.array_equal(index.vectors, before)
+
+
+def test_a_complete_index_needs_no_right_to_write(corpus: Path, model: SimilarityModel) -> None:
+    opened(corpus, model)
+    for path in index_directory(corpus).glob("*.lock"):
+        path.unlink()
+        path.mkdir()  # cannot be opened
+    assert isinstance(opened(corpus, model).vectors, np.memmap)
+
+
+def test_waiting_for_another_process_is_said(corpus: Path, model: SimilarityModel) -> None:
+    import fcntl
+    import threading
+
+    texts = ["北京", "上海天气", "水"]
+    directory = index_directory(corpus)
+    directory.mkdir()
+    lock = corpus_index._Files(directory, texts, model)._lock
+    said = threading.Event()
+    with open(lock, "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Thread(
+            target=lambda: (said.wait(20), fcntl.flock(file, fcntl.LOCK_UN)), daemon=True
+        ).start()
+        index = opened(corpus, model, say=lambda text: said.set())
+    assert said.is_set() and index.texts == texts
 
 
 def test_a_corpus_that_cannot_be_written_beside(corpus: Path, model: SimilarityModel) -> None:
     index_directory(corpus).write_text("in the way", encoding="utf-8")
     reasons: list[str] = []
-    index = open_corpus(corpus, model, on_error=lambda issue: None, on_unwritable=reasons.append)
+    index = opened(corpus, model, say=reasons.append)
     assert len(index.texts) == len(index.vectors) == 3
     assert len(reasons) == 1 and "the vectors are not kept" in reasons[0]
+
+
+def test_a_full_disk_stops_no_search(
+    corpus: Path, model: SimilarityModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus_index._Files, "complete", full)
+    reasons: list[str] = []
+    assert len(opened(corpus, model, say=reasons.append).vectors) == 3
+    assert "No space left on device; the vectors are not kept" in reasons[0]
 
 
 def test_passages_of_questions_are_a_corpus(tmp_path: Path, model: SimilarityModel) -> None:
@@ -404,10 +469,10 @@ def test_passages_of_questions_are_a_corpus(tmp_path: Path, model: SimilarityMod
     lines = [json.dumps(record) for record in records]
     path.write_text("\n".join([*lines, "{"]), encoding="utf-8")
     issues: list[DataIssue] = []
-    index = open_corpus(
-        path, model, on_error=issues.append, on_unwritable=lambda reason: pytest.fail(reason)
-    )
+    index = open_corpus(path, model, on_error=issues.append, say=lambda text: pytest.fail(text))
     assert index.texts == ["北京", "上海"] and [issue.line for issue in issues] == [4]
+    path.write_text('{"text": "北京", "synonyms": ["水", "火"]}', encoding="utf-8")
+    assert opened(path, model).texts == ["北京", "水", "火"]
 
 
 def test_an_empty_corpus(tmp_path: Path, model: SimilarityModel) -> None:

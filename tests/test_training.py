@@ -389,15 +389,15 @@ def test_questions_are_drawn_with_a_window_around_their_answer(
     for n in range(32):
         batch = batches[n]
         ids, prefix = batch["inputs"]["input_ids"], batch["prefix"].tolist()
-        assert batch["objective"] == "retrieval" and len(prefix) == 4
+        assert batch["objective"] == "retrieval" and len(prefix) in (2, 4)
         assert batch["label"].numel() == batch["row"].numel() == 0
-        texts = [codec.decode(ids[row, 1 : prefix[row] - 1].tolist()) for row in range(4)]
+        texts = [codec.decode(ids[row, 1 : n - 1].tolist()) for row, n in enumerate(prefix)]
         for question, window, name in zip(texts[::2], texts[1::2], batch["ids"][::2], strict=True):
             (own,) = [q for q in QUESTIONS if q.id == name]
             assert question == codec.decode(codec.encode_question(own.question).tolist())
             assert {"q1": "北京", "q4": "new york"}.get(name, "") in window
             drawn.add(name)
-        assert texts[1] != texts[3]
+        assert len(set(texts[1::2])) == len(texts[1::2])
     assert drawn == {q.id for q in QUESTIONS}
 
 

@@ -11,17 +11,16 @@
 namespace fastmrc::bindings {
 namespace {
 
-std::unique_ptr<SequenceSampler> make_sampler(const std::vector<int32_t>& sequences,
-                                              int32_t vocabulary_size, int32_t end_id,
-                                              int32_t top_k, double top_p, double temperature,
-                                              uint64_t seed, int32_t min_tokens, int32_t max_tokens,
-                                              int32_t min_ends,
-                                              const std::vector<const PyAutomaton*>& constraints) {
+std::unique_ptr<SequenceSampler> make_sampler(
+    const std::vector<int32_t>& sequences, int32_t vocabulary_size, int32_t end_id, int32_t top_k,
+    double top_p, double temperature, uint64_t seed, uint64_t first_stream, int32_t min_tokens,
+    int32_t max_tokens, int32_t min_ends, const std::vector<const PyAutomaton*>& constraints) {
   SamplingOptions options;
   options.top_k = top_k;
   options.top_p = top_p;
   options.temperature = temperature;
   options.seed = seed;
+  options.first_stream = first_stream;
   options.min_tokens = min_tokens;
   options.max_tokens = max_tokens;
   options.min_ends = min_ends;
@@ -111,8 +110,9 @@ void register_sampling(py::module_& module) {
   py::class_<SequenceSampler>(module, "SequenceSampler")
       .def(py::init(&make_sampler), py::arg("sequences"), py::arg("vocabulary_size"),
            py::arg("end_id"), py::arg("top_k"), py::arg("top_p"), py::arg("temperature"),
-           py::arg("seed"), py::arg("min_tokens"), py::arg("max_tokens"), py::arg("min_ends"),
-           py::arg("constraints"), py::keep_alive<1, 12>())  // the constraints outlive the sampler
+           py::arg("seed"), py::arg("first_stream"), py::arg("min_tokens"), py::arg("max_tokens"),
+           py::arg("min_ends"), py::arg("constraints"),
+           py::keep_alive<1, 13>())  // the constraints outlive the sampler
       .def("step", &step, py::arg("logits"))
       .def_property_readonly("done", &SequenceSampler::done)
       .def_property_readonly("steps", &SequenceSampler::steps)

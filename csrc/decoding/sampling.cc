@@ -24,14 +24,16 @@ SequenceSampler::SequenceSampler(const SamplingOptions& options, std::vector<int
                                  std::vector<const Automaton*> constraints)
     : options_(options), counts_(std::move(sequences)), constraints_(std::move(constraints)) {
   check_input();
+  first_of_.push_back(0);
   for (int32_t q = 0; q < num_prompts(); ++q) {
     row_prompt_.push_back(q);
     row_state_.push_back(Automaton::kRootState);
     for (int32_t i = 0; i < counts_[static_cast<size_t>(q)]; ++i) {
       live_.push_back({static_cast<int32_t>(prompt_of_.size()), TokenTree::kNone, q, -1});
       prompt_of_.push_back(q);
-      stream_of_.push_back(static_cast<uint64_t>(i));
+      stream_of_.push_back(options_.first_stream + static_cast<uint64_t>(i));
     }
+    first_of_.push_back(prompt_of_.size());
   }
   last_node_.assign(prompt_of_.size(), TokenTree::kNone);
   ends_.assign(prompt_of_.size(), 0);
@@ -188,8 +190,8 @@ void SequenceSampler::prepare_request() {
 
 std::vector<SampledSequence> SequenceSampler::sequences(int32_t prompt) const {
   std::vector<SampledSequence> result;
-  for (size_t i = 0; i < prompt_of_.size(); ++i) {
-    if (prompt_of_[i] != prompt) continue;
+  const auto q = static_cast<size_t>(prompt);
+  for (size_t i = first_of_[q]; i < first_of_[q + 1]; ++i) {
     result.push_back({tree_.path(last_node_[i]), log_prob_[i], finished_[i] != 0});
   }
   return result;

@@ -156,6 +156,7 @@ class SequenceSampler:
         top_p: float,
         temperature: float,
         seed: int,
+        first_stream: int,
         min_tokens: int,
         max_tokens: int,
         min_ends: int,

@@ -20,7 +20,7 @@ from fastmrc.data import (
 )
 from fastmrc.errors import InputError
 
-__all__ = ["all_texts", "corpus_texts", "passage_texts", "question_texts"]
+__all__ = ["all_texts", "corpus_texts", "question_texts", "searched_texts"]
 
 
 def all_texts(record: Question | Pair) -> Iterator[str]:
@@ -37,11 +37,13 @@ def all_texts(record: Question | Pair) -> Iterator[str]:
     yield from record.answers
 
 
-def passage_texts(record: Question | Pair) -> Iterator[str]:
-    """Yield the passages of a question; nothing of a pair."""
+def searched_texts(record: Question | Pair) -> Iterator[str]:
+    """Yield the passages of a question, or the texts of a pair."""
     if isinstance(record, Question):
         for passage in record.passages:
             yield passage.text
+    else:
+        yield from all_texts(record)
 
 
 def question_texts(record: Question | Pair) -> Iterator[str]:

@@ -3,33 +3,29 @@
 A text is found by the best of its pieces: one vector for all of a long passage says little about
 any of its sentences.
 
-``FILE.index/`` holds ``vectors.npy``, float32 [pieces, dimension], ``owners.npy``, int64 [pieces],
-the text that each piece is of, and ``index.json``: hashes of the file and of the model that the
-vectors belong to, and how many are written. One that belongs to another file or model is made anew;
-one that was interrupted is gone on with.
+``FILE.index/`` holds for each model two files, named by hashes of the texts and of the model:
+``NAME.vectors``, float32 [pieces, dimension], and ``NAME.owners``, int64 [pieces], the text that
+each piece is of, both without a header. ``NAME.part`` holds the vectors until they are complete;
+after an interruption they are gone on with. What belongs to other texts is removed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastmrc.corpus import corpus_texts, passage_texts
+from fastmrc.corpus import corpus_texts, searched_texts
 from fastmrc.data import DataIssue, StrPath
 from fastmrc.errors import InputError
-from fastmrc.model_files import write_json
-from fastmrc.pretrained import SETTINGS_FILE, weight_files
 from fastmrc.retrieval import SearchHits, search_vectors
 from fastmrc.similarity import SimilarityModel
 
@@ -40,7 +36,8 @@ PIECE_TOKENS = 40
 
 # Pieces whose vectors are written together: no more are lost by an interruption.
 _CHUNK = 1024
-_FORMAT = 1
+# Characters of a hash in a file's name.
+_NAME = 16
 # Pieces that are found for each text asked for, at first.
 _PIECES_PER_TEXT = 4
 
@@ -84,7 +81,7 @@ class CorpusIndex:
             wanted = min(_PIECES_PER_TEXT * wanted, len(self.owners))
             hits = search_vectors(queries, self.vectors, wanted)
             found = [_first_of_each(self.owners[own], k) for own in hits.ids]
-            if all(len(places) == k for places in found):
+            if wanted == len(self.owners) or all(len(places) == k for places in found):
                 break
         places = np.array(found, dtype=np.int64).reshape(-1, k)
         ids = self.owners[np.take_along_axis(hits.ids, places, axis=1)]
@@ -109,7 +106,7 @@ def open_corpus(
     *,
     keep: bool = True,
     on_error: Callable[[DataIssue], None],
-    on_unwritable: Callable[[str], None],
+    say: Callable[[str], None],
     progress: bool = False,
 ) -> CorpusIndex:
     """Read the texts of a file and their vectors, which are computed where none are kept.
@@ -117,15 +114,16 @@ def open_corpus(
     Parameters
     ----------
     path
-        A text a line, passages in JSON lines, or questions, whose passages count.
+        A text a line, passages in JSON lines, questions, whose passages count, or pairs.
     model
         Makes the vectors.
     keep
         Whether the vectors are kept beside the file.
     on_error
         Called with each record that cannot be used.
-    on_unwritable
-        Called with the reason where the vectors cannot be kept; the search goes on without.
+    say
+        Called with the reason where the vectors cannot be kept, and the search goes on without; and
+        before waiting for another process that writes them.
     progress
         Whether to show a progress bar on stderr.
 
@@ -136,109 +134,99 @@ def open_corpus(
     OSError
         If the file cannot be read.
     """
-    read = corpus_texts([path], on_error, passage_texts)
+    read = corpus_texts([path], on_error, searched_texts)
     texts = list(dict.fromkeys(text for text in read if text.strip()))
     if not texts:
         raise InputError(f"{os.fspath(path)}: expected texts to search, got none")
     if keep:
-        belongs = {
-            "format": _FORMAT,
-            "corpus": _digest([path]),
-            "model": _model_digest(model),
-            "pooling": model.pooling,
-            "dtype": model.dtype,
-            "texts": len(texts),
-            "piece_tokens": PIECE_TOKENS,
-        }
-        directory = index_directory(path)
+        files = _Files(index_directory(path), texts, model)
         try:
-            with _locked(directory):
-                _complete(directory, belongs, texts, model, progress)
-            return CorpusIndex(texts, *_load(directory))
+            if files.load() is None:
+                with files.locked(say):
+                    files.complete(texts, model, progress)
+            loaded = files.load()
+            if loaded is not None:
+                return CorpusIndex(texts, *loaded)
         except OSError as error:
-            on_unwritable(f"{directory}: {error.strerror or error}; the vectors are not kept")
+            say(f"{files.directory}: {error.strerror or error}; the vectors are not kept")
     pieces, owners = model.cut(texts, PIECE_TOKENS)
     return CorpusIndex(texts, owners, model.encode(pieces, progress=progress))
 
 
-def _complete(
-    directory: Path,
-    belongs: dict[str, Any],
-    texts: list[str],
-    model: SimilarityModel,
-    progress: bool,
-) -> None:
-    """Compute and write the vectors that are not there yet."""
-    done, count = _written(directory, belongs)
-    if 0 < done == count:
-        return
-    pieces, owners = model.cut(texts, PIECE_TOKENS)
-    np.save(directory / "owners.npy", owners)
-    vectors = np.lib.format.open_memmap(
-        directory / "vectors.npy",
-        mode="r+" if done else "w+",
-        dtype=np.float32,
-        shape=(len(pieces), model.dimension),
-    )
-    with tqdm(total=len(pieces), initial=done, disable=not progress, unit="piece") as bar:
-        for begin in range(done, len(pieces), _CHUNK):
-            chunk = pieces[begin : begin + _CHUNK]
-            vectors[begin : begin + len(chunk)] = model.encode(chunk)
-            vectors.flush()
-            _note(directory, belongs, begin + len(chunk))
-            bar.update(len(chunk))
+class _Files:
+    """The files that keep the vectors of some texts by one model.
+
+    Their names say what they belong to, so a file is right or it is not there: what others have
+    mapped is never written to.
+    """
+
+    def __init__(self, directory: Path, texts: list[str], model: SimilarityModel) -> None:
+        self.directory = directory
+        self._texts = _hash(texts)
+        name = f"{self._texts}-{_hash([model.fingerprint(), str(PIECE_TOKENS)])}"
+        self._vectors = directory / f"{name}.vectors"
+        self._owners = directory / f"{name}.owners"
+        self._part = directory / f"{name}.part"
+        self._lock = directory / f"{name}.lock"
+        self._count, self._dimension = len(texts), model.dimension
+
+    def load(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Return owners and vectors; None if they are not there, or damaged."""
+        try:
+            owners = np.fromfile(self._owners, dtype=np.int64)
+            pieces, left = divmod(os.path.getsize(self._vectors), 4 * self._dimension)
+        except OSError:
+            return None
+        if left or pieces == 0 or owners.shape != (pieces,):
+            return None
+        steps = np.diff(owners, prepend=-1)
+        if steps[0] != 1 or not np.isin(steps, (0, 1)).all() or owners[-1] != self._count - 1:
+            return None
+        shape = (pieces, self._dimension)
+        return owners, np.memmap(self._vectors, dtype=np.float32, mode="r", shape=shape)
+
+    def complete(self, texts: list[str], model: SimilarityModel, progress: bool) -> None:
+        """Compute and write the vectors that are not there yet."""
+        if self.load() is not None:  # another process wrote them in the meantime
+            return
+        self._remove_others()
+        pieces, owners = model.cut(texts, PIECE_TOKENS)
+        self._owners.write_bytes(owners.tobytes())
+        row = 4 * self._dimension
+        with open(self._part, "ab") as file:
+            done = min(file.tell() // row, len(pieces))
+            file.truncate(done * row)
+            with tqdm(total=len(pieces), initial=done, disable=not progress, unit="piece") as bar:
+                for begin in range(done, len(pieces), _CHUNK):
+                    chunk = pieces[begin : begin + _CHUNK]
+                    file.write(model.encode(chunk).tobytes())
+                    file.flush()
+                    bar.update(len(chunk))
+        self._part.replace(self._vectors)
+
+    def _remove_others(self) -> None:
+        for path in self.directory.iterdir():
+            ours = path.suffix in (".vectors", ".owners", ".part", ".lock")
+            if ours and not path.name.startswith(self._texts):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keep the files for one process at a time; the lock goes with the process."""
+        self.directory.mkdir(exist_ok=True)
+        with open(self._lock, "w", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{self.directory}: another process writes it; waiting")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
-def _written(directory: Path, belongs: dict[str, Any]) -> tuple[int, int]:
-    """Return how many vectors of this file and model are there, and how many there will be."""
-    try:
-        noted = json.loads(_note_path(directory).read_text(encoding="utf-8"))
-        owners, vectors = _load(directory)
-    except (OSError, ValueError):
-        return 0, 0
-    if not isinstance(noted, dict) or {**noted, **belongs} != noted:
-        return 0, 0
-    done = noted.get("done")
-    fits = vectors.ndim == 2 and len(vectors) == len(owners) and vectors.dtype == np.float32
-    if not (fits and isinstance(done, int) and 0 < done <= len(vectors)):
-        return 0, 0
-    return done, len(vectors)
-
-
-def _load(directory: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    return np.load(directory / "owners.npy"), np.load(directory / "vectors.npy", mmap_mode="r")
-
-
-def _note(directory: Path, belongs: dict[str, Any], done: int) -> None:
-    partial = directory / "index.json.part"
-    write_json(partial, belongs | {"done": done})
-    partial.replace(_note_path(directory))
-
-
-def _note_path(directory: Path) -> Path:
-    return directory / "index.json"
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process writes the index."""
-    directory.mkdir(exist_ok=True)
-    with open(directory / ".lock", "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _model_digest(model: SimilarityModel) -> str:
-    names = ["config.json", "tokenizer.json", SETTINGS_FILE]
-    names += weight_files(model.directory, str(model.directory))
-    return _digest([model.directory / name for name in names])
-
-
-def _digest(paths: list[Any]) -> str:
-    """Return one hash of the contents of files; a missing one counts as empty."""
+def _hash(parts: list[str]) -> str:
+    """Return the first characters of one hash of several texts."""
     hashes = hashlib.sha256()
-    for path in paths:
-        if os.path.exists(path):
-            with open(path, "rb") as file:
-                hashes.update(hashlib.file_digest(file, "sha256").digest())
-    return hashes.hexdigest()
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass")
+        hashes.update(len(content).to_bytes(8, "little") + content)
+    return hashes.hexdigest()[:_NAME]

@@ -121,6 +121,7 @@ def sample_sequences(
     vocabulary_size: int,
     options: SamplingOptions,
     seed: int,
+    first_stream: int = 0,
     constraints: Sequence[Automaton | None] = (),
 ) -> list[list[SampledSequence]]:
     """Draw sequences after each of a batch of prompts.
@@ -132,15 +133,15 @@ def sample_sequences(
         asked for once.
     counts
         Number of sequences for each prompt. Sequence i of a prompt takes its random numbers from
-        stream i, that of its token t at position t: what it becomes depends on seed and logits
-        alone.
+        stream `first_stream` + i, that of its token t at position t: what it becomes depends on
+        seed, stream and logits alone.
     end_id
         The token that ends a sequence.
     vocabulary_size
         Columns of the logits.
     options
         Truncation, temperature and lengths.
-    seed
+    seed, first_stream
         0 to 2**64 - 1.
     constraints
         Empty, or one automaton per prompt (or None); an end token that does not finish a sequence
@@ -160,6 +161,7 @@ def sample_sequences(
         top_p=options.top_p,
         temperature=options.temperature,
         seed=seed,
+        first_stream=first_stream,
         min_tokens=options.min_tokens,
         max_tokens=options.max_tokens,
         min_ends=options.min_ends,

@@ -1,4 +1,4 @@
-"""Options of a reader call, validated in one place: one class per reader."""
+"""Options of a reader call and of sampling, validated in one place: one class each."""
 
 from __future__ import annotations
 

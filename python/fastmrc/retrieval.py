@@ -27,7 +27,10 @@ _QUERY_ROWS = 512
 _CORPUS_ROWS = 4096
 # Candidates beyond k that are scored again.
 _SPARE = 16
-_UNIT = 2.0**-24  # rounding of float32
+# Queries that are searched for again together.
+_RESEARCHED = 64
+# Of float32: rounding, what a product that is too small loses, and the largest sum that is safe.
+_UNIT, _LEAST, _LARGEST = 2.0**-24, 2.0**-126, 2.0**127
 
 
 class SearchHits(NamedTuple):
@@ -54,7 +57,7 @@ def search_vectors(queries: Any, corpus: Any, k: int, *, progress: bool = False)
     queries
         [n, d], float32 or float16, NumPy or torch on the CPU.
     corpus
-        [m, d], likewise; a memory-mapped array is read once, block by block.
+        [m, d], likewise; a memory-mapped array is read block by block, as a rule once.
     k
         At least 1; what is missing is padded.
     progress
@@ -68,7 +71,8 @@ def search_vectors(queries: Any, corpus: Any, k: int, *, progress: bool = False)
     Raises
     ------
     InputError
-        For shapes that do not fit, `k` below 1, NaN or infinity.
+        For shapes that do not fit, `k` below 1, NaN, infinity, or numbers so large that products
+        leave the range of float32.
     TypeError
         For another dtype.
     """
@@ -84,9 +88,12 @@ def search_vectors(queries: Any, corpus: Any, k: int, *, progress: bool = False)
         raise InputError(f"k: expected at least 1, got {k}")
     follow_torch()
     rows = torch.from_numpy(np.array(asked, dtype=np.float32))
-    if not bool(torch.isfinite(rows).all()):
+    norms = torch.linalg.vector_norm(rows.double(), dim=1).numpy()
+    if not np.isfinite(norms).all():
         raise InputError("queries: expected finite numbers, got NaN or infinity")
     ids, scores, largest_norm = _candidates(rows, entries, int(k) + _SPARE, progress)
+    if norms.max(initial=0.0) * largest_norm > _LARGEST:
+        raise InputError("corpus: expected inner products within the range of float32")
     exact = _C.inner_products(rows, entries, ids) if len(entries) else scores.astype(np.float64)
     order = np.lexsort((ids, -exact), axis=-1)
     ids, exact = np.take_along_axis(ids, order, axis=1), np.take_along_axis(exact, order, axis=1)
@@ -94,10 +101,12 @@ def search_vectors(queries: Any, corpus: Any, k: int, *, progress: bool = False)
         # Sums of d products in float32, in any order, are off by at most this (Higham 2002, 3.1).
         d = asked.shape[1]
         gamma = d * _UNIT / (1 - d * _UNIT)
-        bound = gamma * torch.linalg.vector_norm(rows.double(), dim=1).numpy() * largest_norm
+        bound = gamma * norms * largest_norm + d * _LEAST
         unsure = np.flatnonzero(exact[:, k - 1] <= scores[:, -1].astype(np.float64) + bound)
-        for q in unsure.tolist():
-            ids[q, :k], exact[q, :k] = _exhaustive(rows[q], entries, exact[q, k - 1], int(k))
+        for first in range(0, len(unsure), _RESEARCHED):
+            part = unsure[first : first + _RESEARCHED]
+            best = _exhaustive(rows[part], entries, exact[part, k - 1], int(k))
+            ids[part, :k], exact[part, :k] = best
     hits = SearchHits(
         np.full((len(ids), k), -1, np.int64), np.full((len(ids), k), -np.inf, np.float32)
     )
@@ -119,6 +128,10 @@ def check_matrix(name: str, vectors: Any) -> NDArray[np.floating]:
         raise TypeError(f"{name}: expected float32 or float16, got {vectors.dtype}")
     if vectors.ndim != 2 or vectors.shape[1] < 1:
         raise InputError(f"{name}: expected shape [n, d], got {list(vectors.shape)}")
+    if vectors.shape[1] > 1 and len(vectors) and vectors.strides[1] != vectors.itemsize:
+        raise InputError(
+            f"{name}: expected vectors that are contiguous in memory (numpy.ascontiguousarray)"
+        )
     return vectors
 
 
@@ -142,6 +155,8 @@ def _candidates(
     count = min(count, max(1, len(corpus)))
     ids = np.full((len(queries), count), -1, dtype=np.int64)
     scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
+    # On request torch multiplies float32 in bfloat16, which the bound does not cover.
+    exact_products = torch.get_float32_matmul_precision() == "highest"
     memory = torch.empty(min(_QUERY_ROWS, len(queries)) * _CORPUS_ROWS)
     largest = 0.0
     with tqdm(total=len(corpus), disable=not progress, unit="vector", unit_scale=True) as bar:
@@ -149,31 +164,39 @@ def _candidates(
             norm = float(torch.linalg.vector_norm(block, dim=1).max())
             if not norm < np.inf:
                 raise InputError(
-                    f"corpus: expected finite numbers, got NaN or infinity in rows {begin} to "
-                    f"{begin + len(block) - 1}"
+                    f"corpus: expected finite numbers whose squares add up to less than 1e38, got "
+                    f"others in rows {begin} to {begin + len(block) - 1}"
                 )
             largest = max(largest, norm)
             for first in range(0, len(queries), _QUERY_ROWS):
                 part = slice(first, min(first + _QUERY_ROWS, len(queries)))
                 own = queries[part]
                 out = memory[: len(own) * len(block)].view(len(own), len(block))
-                torch.mm(own, block.T, out=out)
+                if exact_products:
+                    torch.mm(own, block.T, out=out)
+                else:
+                    np.matmul(own.numpy(), block.numpy().T, out=out.numpy())
                 _C.topk_merge(out, begin, scores[part], ids[part])
             bar.update(len(block))
     return ids, scores, largest
 
 
 def _exhaustive(
-    query: torch.Tensor, corpus: NDArray[np.floating], least: float, k: int
+    queries: torch.Tensor, corpus: NDArray[np.floating], least: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the best `k` of one query among all rows that reach the score `least`."""
-    found_ids, found = [], []
+    """Return the best `k` of each query, [n, k], among all rows that reach its score in `least`."""
+    ids: list[list[NDArray[np.int64]]] = [[] for _ in queries]
+    scores: list[list[NDArray[np.float64]]] = [[] for _ in queries]
     for begin, block in _blocks(corpus):
-        every = np.arange(len(block))[None]
-        scores = _C.inner_products(query[None], block, every)[0]
-        places = np.flatnonzero(scores >= least)
-        found_ids.append(places + begin)
-        found.append(scores[places])
-    ids, scores = np.concatenate(found_ids), np.concatenate(found)
-    order = np.lexsort((ids, -scores))[:k]
-    return ids[order], scores[order]
+        every = np.tile(np.arange(len(block)), (len(queries), 1))
+        products = _C.inner_products(queries, block, every)
+        for q, row in enumerate(products):
+            places = np.flatnonzero(row >= least[q])
+            ids[q].append(places + begin)
+            scores[q].append(row[places])
+    best_ids, best = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
+    for q in range(len(queries)):
+        own_ids, own = np.concatenate(ids[q]), np.concatenate(scores[q])
+        order = np.lexsort((own_ids, -own))[:k]
+        best_ids[q], best[q] = own_ids[order], own[order]
+    return best_ids, best

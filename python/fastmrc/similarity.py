@@ -7,6 +7,8 @@ kexue.fm/archives/7427).
 
 from __future__ import annotations
 
+import hashlib
+import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +26,13 @@ from fastmrc.encoders.unilm import UniLMEncoder
 from fastmrc.encoders.vectors import VectorEncoder
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SamplingOptions
-from fastmrc.pretrained import LoadedModel, Pooling, load_model
+from fastmrc.pretrained import LoadedModel, Pooling, load_model, weight_files
 from fastmrc.retrieval import SearchHits, search_vectors
-from fastmrc.text import TextCodec
 
 __all__ = ["GeneratedText", "SimilarText", "SimilarityModel"]
 
+# Texts that are drawn together: each looks at the tokens of all of them, in vain but for its own.
+_SEQUENCES = 128
 # Room in the cache for the answers of so many sequences; it grows where beginnings differ more.
 _CACHED_SEQUENCES = 16
 
@@ -43,8 +46,8 @@ class GeneratedText:
     text
         Decoded, without spaces next to Chinese characters.
     log_prob
-        Natural logarithm of the probability of its tokens under the model, at temperature 1 and
-        with no token left out.
+        Natural logarithm of the probability of its tokens and, if it is finished, the end, under
+        the model, at temperature 1 and with no token left out.
     token_ids
         Without the end token that finished it.
     finished
@@ -71,8 +74,8 @@ class SimilarityModel:
 
     def __init__(self, loaded: LoadedModel, pooling: Pooling | None = None) -> None:
         self._loaded = loaded
-        self._codec = TextCodec(loaded.tokenizer, "none")
         self._vectors = VectorEncoder(loaded, pooling)
+        self._codec = self._vectors.codec
 
     @classmethod
     def from_pretrained(
@@ -136,15 +139,18 @@ class SimilarityModel:
         """How vectors are made."""
         return self._vectors.pooling
 
-    @property
-    def dtype(self) -> str:
-        """What the encoder computes in, such as ``"float32"``."""
-        return str(self._loaded.model.dtype).removeprefix("torch.")
-
-    @property
-    def directory(self) -> Path:
-        """Where the files of the model are."""
-        return self._loaded.directory
+    def fingerprint(self) -> str:
+        """Return a hash of all that vectors depend on: weights, configuration, tokenizer, pooling
+        and dtype."""
+        loaded = self._loaded
+        backend: Any = loaded.tokenizer.backend_tokenizer
+        parts = [backend.to_str(), self.pooling, str(loaded.model.dtype)]
+        hashes = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
+        names = ["config.json", *weight_files(loaded.directory, loaded.source)]
+        for name in names:
+            with open(loaded.directory / name, "rb") as file:
+                hashes.update(hashlib.file_digest(file, "sha256").digest())
+        return hashes.hexdigest()
 
     def encode(
         self,
@@ -161,8 +167,9 @@ class SimilarityModel:
             Texts of any length; a single one counts as one of one. An empty text has the vector of
             ``[CLS] [SEP]``.
         max_tokens
-            Longer texts are cut behind the last mark that ends a sentence, else before the last
-            mark between clauses, else anywhere; None: as many tokens as the model has positions.
+            Longer texts are cut behind the last mark that ends a sentence, else behind the last
+            mark between clauses, unless that leaves less than half; else anywhere. None: as many
+            tokens as the model has positions.
         progress
             Whether to show a progress bar on stderr.
 
@@ -193,7 +200,14 @@ class SimilarityModel:
         -------
         pieces, owners
             At least one of each text, in order, and the indices of the texts, int64 [pieces].
+
+        Raises
+        ------
+        InputError
+            If `max_tokens` is below 1.
         """
+        if max_tokens < 1:
+            raise InputError(f"max_tokens: expected at least 1, got {max_tokens}")
         pieces = [self._codec.cut_pieces(text, max_tokens) for text in texts]
         counts = [len(own) for own in pieces]
         return [piece for own in pieces for piece in own], np.repeat(np.arange(len(texts)), counts)
@@ -290,7 +304,7 @@ class SimilarityModel:
         )
         if seed is None:
             seed = secrets.randbits(64)
-        elif isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        elif isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
             raise InputError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")
         room = self._vectors.max_tokens - max_tokens
         if room < 1:
@@ -302,19 +316,24 @@ class SimilarityModel:
         row = self._vectors.rows([text], room)[0]
         if len(row) == 2:
             raise InputError("text: expected a text with at least one token, got none")
-        sequences = sample_sequences(
-            encoder.session([row], max_tokens - 1, min(int(n), _CACHED_SEQUENCES)),
-            [int(n)],
-            end_id=self._codec.sep_id,
-            vocabulary_size=encoder.vocabulary_size,
-            options=options,
-            seed=seed,
-            constraints=[constraint],
-        )[0]
-        return [
-            GeneratedText(self._codec.decode(s.token_ids), s.log_prob, s.token_ids, s.finished)
-            for s in sequences
-        ]
+        drawn: list[GeneratedText] = []
+        for first in range(0, int(n), _SEQUENCES):
+            count = min(_SEQUENCES, int(n) - first)
+            sequences = sample_sequences(
+                encoder.session([row], max_tokens - 1, min(count, _CACHED_SEQUENCES)),
+                [count],
+                end_id=self._codec.sep_id,
+                vocabulary_size=encoder.vocabulary_size,
+                options=options,
+                seed=operator.index(seed),
+                first_stream=first,
+                constraints=[constraint],
+            )[0]
+            drawn += [
+                GeneratedText(self._codec.decode(s.token_ids), s.log_prob, s.token_ids, s.finished)
+                for s in sequences
+            ]
+        return drawn
 
     def similar(self, text: str, n: int = 100, k: int = 20, **options: Any) -> list[SimilarText]:
         """Draw `n` texts, drop duplicates and the text itself, and rank the rest.

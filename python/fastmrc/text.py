@@ -33,6 +33,7 @@ __all__ = [
 
 SENTENCE_ENDS = "。！？!?；;\n"  # noqa: RUF001
 _CLAUSE_ENDS = "，,、 "  # noqa: RUF001
+_CLOSING = "”’」』）》)]\"'"  # noqa: RUF001
 
 # The original's passage normalization; one character for one, so that offsets stay right.
 _ORIGINAL_NORMALIZATION = str.maketrans({" ": ",", "、": ",", "；": ",", "，": ","})  # noqa: RUF001
@@ -167,7 +168,7 @@ class TextCodec:
         """Return the token ids of texts, not normalized, int32 [n] each.
 
         One of more than `max_tokens` tokens is cut behind its last mark that ends a sentence, else
-        before its last mark between clauses, else anywhere.
+        behind its last mark between clauses, unless that leaves less than half; else anywhere.
         """
         return [
             tokens.token_ids[: _cut(text, tokens, 0, max_tokens)]
@@ -239,12 +240,15 @@ def _cut(text: str, tokens: TokenizedText, begin: int, most: int) -> int:
     stop = begin + most
     if len(tokens) <= stop:
         return len(tokens)
-    first, last = int(tokens.starts[begin]), int(tokens.starts[stop])
-    at = max(text.rfind(mark, first, last) for mark in SENTENCE_ENDS) + 1  # behind it
-    if at == 0:
-        at = max(text.rfind(mark, first, last) for mark in _CLAUSE_ENDS)  # before it
-    end = int(np.searchsorted(tokens.ends[:stop], at, side="right"))
-    return end if end > begin else stop  # a cut that leaves nothing is none
+    last = int(tokens.starts[stop])
+    for marks in (SENTENCE_ENDS, _CLAUSE_ENDS):
+        at = max(text.rfind(mark, int(tokens.starts[begin]), last) for mark in marks) + 1
+        while 0 < at < last and text[at] in _CLOSING:
+            at += 1
+        end = int(np.searchsorted(tokens.ends[:stop], at, side="right"))
+        if end - begin >= most / 2:  # else too little would be left
+            return end
+    return stop
 
 
 def window_starts(length: int, size: int, stride: int | None) -> Iterator[int]:

@@ -61,10 +61,11 @@ class SampledSequence:
     token_ids
         Tokens without the end token that finished it.
     log_prob
-        Logarithm of the probability of all its tokens and that end token, under the model's own
-        distribution: temperature 1, nothing left out.
+        Logarithm of the probability of all its tokens and, if it is finished, that end token, under
+        the model's own distribution: temperature 1, nothing left out.
     finished
-        Whether the end token was drawn, not the greatest length reached.
+        Whether the end token was drawn; else the greatest length was reached, or nothing could
+        follow.
     """
 
     token_ids: list[int]

@@ -17,9 +17,10 @@ struct SamplingOptions {
   double top_p = 1;
   double temperature = 1;
   uint64_t seed = 0;
-  int32_t min_tokens = 0;   // the end token is not allowed before so many tokens
-  int32_t max_tokens = 32;  // number of steps
-  int32_t min_ends = 1;     // a sequence is finished by its end token of this number
+  uint64_t first_stream = 0;  // of the first sequence of each prompt
+  int32_t min_tokens = 0;     // the end token is not allowed before so many tokens
+  int32_t max_tokens = 32;    // number of steps
+  int32_t min_ends = 1;       // a sequence is finished by its end token of this number
   int32_t end_id = 0;
   int32_t vocabulary_size = 0;
 };
@@ -31,9 +32,9 @@ struct SampledSequence {
   bool finished = false;
 };
 
-// Sequence i of a prompt takes its random numbers from stream i, that of step t at position t, so
-// what it becomes depends on the seed and the logits alone. Sequences that begin alike share the
-// nodes of a tree: each distinct beginning is encoded once.
+// Sequence i of a prompt takes its random numbers from stream first_stream + i, that of step t at
+// position t, so what it becomes depends on the seed, the stream and the logits alone. Sequences
+// that begin alike share the nodes of a tree: each distinct beginning is encoded once.
 class SequenceSampler {
  public:
   // `sequences`: how many to draw after each prompt. `constraints`: empty or one automaton per
@@ -74,6 +75,7 @@ class SequenceSampler {
   std::vector<const Automaton*> constraints_;
 
   int32_t step_ = 0;
+  std::vector<size_t> first_of_;  // [prompts + 1] sequences of each prompt
   // Of all sequences, prompt by prompt.
   std::vector<int32_t> prompt_of_, last_node_, ends_;
   std::vector<uint64_t> stream_of_;

@@ -24,7 +24,6 @@ TERMINAL_MARKS: Marks = ("\x1b[1;32m", "\x1b[0m")
 WHOLE_PASSAGE = 160
 CONTEXT = 40
 TOP_PASSAGES = 10
-EXIT_SKIPPED = 2
 
 
 def add_parser(subparsers: common.SubParsers) -> None:
@@ -74,18 +73,20 @@ def run(args: argparse.Namespace) -> int:
     were skipped."""
     options = common.search_options(args)
     question = check_text("question", args.question)
+    if args.corpus is None and (args.top_passages or args.retriever or args.no_index):
+        raise InputError("--top-passages, --retriever, --no-index: expected --corpus with them")
     issues: list[DataIssue] = []
     found: list[_Found] = []
+    reader = None
     if args.corpus is not None:
+        reader = common.build_reader(args)  # what is wrong with it shows before a long indexing
         found = _find(args, question, issues)
         passages = [one.passage for one in found]
-    elif args.top_passages or args.retriever or args.no_index:
-        raise InputError("--top-passages, --retriever, --no-index: expected --corpus with them")
     elif args.passages is not None:
         passages = read_passages(args.passages)
     else:
         passages = [check_text("passage", text) for text in args.passage]
-    answer = common.build_reader(args).answer(question, passages, **options)
+    answer = (reader or common.build_reader(args)).answer(question, passages, **options)
     if args.json:
         record = answer_record(answer)
         if found:
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         marks = TERMINAL_MARKS if _is_colour_terminal() else PLAIN_MARKS
         numbers = [one.id + 1 for one in found] or list(range(1, len(passages) + 1))
         print("\n".join(_describe(answer, passages, numbers, marks)))
-    return EXIT_SKIPPED if issues else 0
+    return common.EXIT_SKIPPED if issues else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,10 @@ def _find(args: argparse.Namespace, question: str, issues: list[DataIssue]) -> l
 
     common.set_threads(args.threads)
     model = SimilarityModel.from_pretrained(
-        args.retriever, device=args.device, local_files_only=args.local_files_only
+        args.retriever,
+        device=args.device,
+        dtype=args.dtype or "float32",
+        local_files_only=args.local_files_only,
     )
     corpus = common.open_corpus(args.corpus, model, keep=not args.no_index, issues=issues)
     ids, scores = corpus.search(model.encode(question), args.top_passages or TOP_PASSAGES)

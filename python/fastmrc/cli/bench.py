@@ -24,8 +24,6 @@ QUESTIONS = 12
 ROUNDS = 3
 
 EXIT_DIFFERENT = 1
-EXIT_SKIPPED = 2
-
 Pair = tuple[str, list[str]]
 
 
@@ -137,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         _print_result(result)
     if result.differences:
         return EXIT_DIFFERENT
-    return EXIT_SKIPPED if skipped else 0
+    return common.EXIT_SKIPPED if skipped else 0
 
 
 def _read(path: str | Path, count: int) -> tuple[list[Question], int]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmrc.similarity import SimilarityModel
 
 __all__ = [
+    "EXIT_SKIPPED",
     "METHODS",
     "Method",
     "Reader",
@@ -66,6 +67,7 @@ METHODS = {
     "mlm": Method("MLMReader", SlotOptions),
     "span": Method("SpanReader", SpanOptions),
 }
+EXIT_SKIPPED = 2  # records could not be used
 DTYPES = ("float32", "bfloat16", "auto")
 NORMALIZATIONS = ("original", "none")
 
@@ -188,7 +190,7 @@ def open_corpus(
         model,
         keep=keep,
         on_error=skip,
-        on_unwritable=lambda reason: print(f"fastmrc: {reason}", file=sys.stderr),
+        say=lambda reason: print(f"fastmrc: {reason}", file=sys.stderr),
         progress=sys.stderr.isatty(),
     )
 

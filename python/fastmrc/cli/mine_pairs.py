@@ -16,7 +16,6 @@ from fastmrc.errors import InputError
 
 __all__ = ["add_parser", "run"]
 
-EXIT_SKIPPED = 2
 # Pairs that are shown, spread evenly from the nearest to the least near.
 SAMPLES = 8
 
@@ -55,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--min-cosine: expected a number from -1 to 1, got {args.min_cosine}")
     if os.path.exists(args.output):  # before the work
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), args.output)
+    folder = os.path.dirname(os.path.abspath(args.output))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
     issues: list[DataIssue] = []
 
     def skip(issue: DataIssue) -> None:
@@ -82,4 +84,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(pairs):,} pairs of {len(texts):,} texts, written to {args.output}")
         for p in samples:
             print(f"{p.score:.4f}  {common.printable(p.text)} | {common.printable(p.synonym)}")
-    return EXIT_SKIPPED if issues else 0
+    return common.EXIT_SKIPPED if issues else 0

@@ -23,7 +23,6 @@ __all__ = ["Summary", "add_parser", "run"]
 
 BATCH_SIZE = 16
 
-EXIT_SKIPPED = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         common.print_json(asdict(summary) | speed)
     else:
         _print_summary(summary, args.out)
-    return EXIT_SKIPPED if summary.skipped else 0
+    return common.EXIT_SKIPPED if summary.skipped else 0
 
 
 def _print_summary(summary: Summary, out: str) -> None:

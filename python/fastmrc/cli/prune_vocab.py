@@ -11,8 +11,6 @@ from fastmrc.vocabulary import REASONS, PruningReport, Rule, prune_vocabulary
 
 __all__ = ["add_parser", "run"]
 
-EXIT_SKIPPED = 2
-
 
 def add_parser(subparsers: common.SubParsers) -> None:
     """Add the command to the parser of the program."""
@@ -58,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         common.print_json(asdict(report))
     else:
         _print_report(report, args.output)
-    return EXIT_SKIPPED if report.skipped else 0
+    return common.EXIT_SKIPPED if report.skipped else 0
 
 
 def _print_report(report: PruningReport, output: str) -> None:

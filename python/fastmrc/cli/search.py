@@ -7,10 +7,10 @@ from typing import Any
 
 from fastmrc.cli import common
 from fastmrc.data import DataIssue, check_text
+from fastmrc.errors import InputError
 
 __all__ = ["add_parser", "run"]
 
-EXIT_SKIPPED = 2
 # Characters of a text that are shown.
 SHOWN = 120
 
@@ -20,8 +20,9 @@ def add_parser(subparsers: common.SubParsers) -> None:
     parser = subparsers.add_parser(
         "search",
         help="find similar texts in a file",
-        description="Find the texts of a file that are most similar to a query. Their vectors are "
-        "kept in FILE.index beside the file, and made anew when it or the model changes.",
+        description="Find the texts of a file that are most similar to a query. Numbers in "
+        "brackets count its different texts. Their vectors are kept in FILE.index beside it, and "
+        "made anew when it or the model changes.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -43,6 +44,8 @@ def add_parser(subparsers: common.SubParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what was found; 2 if records of the file were skipped."""
     queries = [check_text("query", query) for query in args.query]
+    if not all(query.strip() for query in queries):
+        raise InputError("query: expected a text, got none")
     model = common.build_similarity_model(args)
     issues: list[DataIssue] = []
     corpus = common.open_corpus(args.corpus, model, keep=not args.no_index, issues=issues)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"texts": len(corpus.texts), "results": results})
     else:
         _print_results(results)
-    return EXIT_SKIPPED if issues else 0
+    return common.EXIT_SKIPPED if issues else 0
 
 
 def _print_results(results: list[dict[str, Any]]) -> None:

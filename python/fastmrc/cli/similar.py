@@ -28,7 +28,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
     positive: dict[str, Any] = {"type": common.positive_int, "metavar": "N"}
     parser.add_argument("--count", default=100, help="texts drawn (default: 100)", **positive)
     parser.add_argument("--k", default=20, help="texts shown (default: 20)", **positive)
-    parser.add_argument("--top-k", help="likeliest tokens drawn from (default: 5)", **positive)
+    parser.add_argument("--top-k", help="likeliest tokens drawn from (default: 5; 0: all)", **whole)
     parser.add_argument("--top-p", help="share of them drawn from (default: 1)", **number)
     parser.add_argument("--temperature", help="divides the logits (default: 1)", **number)
     parser.add_argument("--min-tokens", help="shortest text (default: 0)", **whole)
@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     text = check_text("text", args.text)
     names = ("top_k", "top_p", "temperature", "min_tokens", "max_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    SamplingOptions(**{"max_tokens": 64} | given)  # what is wrong shows before a model is loaded
+    if args.top_k == 0:
+        given["top_k"] = None
+    # What is wrong shows before a model is loaded.
+    SamplingOptions(**{"max_tokens": 64} | given)
     model = common.build_similarity_model(args)
     found = model.similar(text, args.count, args.k, seed=args.seed, **given)
     if args.json:

@@ -40,7 +40,7 @@ class VectorEncoder:
 
     def __init__(self, loaded: LoadedModel, pooling: Pooling | None = None) -> None:
         self._model: Any = loaded.model
-        self._codec = TextCodec(loaded.tokenizer, "none")
+        self.codec = TextCodec(loaded.tokenizer, "none")
         pooling = loaded.pooling if pooling is None else pooling
         self._linear = load_pooler(loaded) if pooling in (None, "linear") else None
         if pooling == "linear" and self._linear is None:
@@ -74,8 +74,8 @@ class VectorEncoder:
                 f"max_tokens: expected 1 to {self.max_tokens}, the positions of the model without "
                 f"[CLS] and [SEP], got {max_tokens}"
             )
-        cls, sep = [self._codec.cls_id], [self._codec.sep_id]
-        return [join_tokens(cls, own, sep) for own in self._codec.encode_texts(texts, max_tokens)]
+        cls, sep = [self.codec.cls_id], [self.codec.sep_id]
+        return [join_tokens(cls, own, sep) for own in self.codec.encode_texts(texts, max_tokens)]
 
     @torch.inference_mode()
     def batches(

@@ -55,7 +55,12 @@ def faiss_index(corpus: Any, factory: str = "HNSW32") -> Any:
         ) from None
     if not index.is_trained:
         step = max(1, len(vectors) // _TRAINING_ROWS)
-        index.train(np.ascontiguousarray(vectors[::step], dtype=np.float32))
+        try:
+            index.train(np.ascontiguousarray(vectors[::step], dtype=np.float32))
+        except RuntimeError:
+            raise InputError(
+                f"corpus: expected enough vectors to train {factory!r}, got {len(vectors)}"
+            ) from None
     for begin in range(0, len(vectors), _ROWS):
         index.add(np.ascontiguousarray(vectors[begin : begin + _ROWS], dtype=np.float32))
     return index

@@ -315,20 +315,25 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         return np.where(hidden, np.int32(self._codec.mask_id or 0), tokens)
 
     def _retrieval_rows(self, numbers: range, rng: np.random.Generator) -> list[Row]:
-        """Return questions in the even rows, each followed by a window of its passage."""
+        """Return questions in the even rows, each followed by a window of its passage.
+
+        Two questions on one passage would each be told that the other's is wrong, so there are
+        fewer where others are not found.
+        """
         rows: list[Row] = []
-        drawn: set[int] = set()
+        documents: set[int] = set()
+        questions: set[int] = set()
         for n in numbers:
             index = self._nth("retrieval", n, self._corpus.num_questions)
             for _ in range(_TRIES):
                 evidence = self._corpus.draw_evidence(index, rng)
-                if evidence.document not in drawn:
+                if index not in questions and evidence.document not in documents:
+                    questions.add(index)
+                    documents.add(evidence.document)
+                    for tokens in (evidence.question, evidence.passage):
+                        rows.append(text_row(tokens, evidence.id, self._codec))
                     break
-                # Two questions on one passage would each be told that the other's is wrong.
                 index = int(rng.integers(self._corpus.num_questions))
-            drawn.add(evidence.document)
-            for tokens in (evidence.question, evidence.passage):
-                rows.append(text_row(tokens, evidence.id, self._codec))
         return rows
 
     def _nth(self, objective: Objective, number: int, size: int) -> int:
@@ -362,5 +367,5 @@ def batches_per_chunk(options: TrainingOptions, pairs: int) -> dict[Objective, i
 
 
 def drawn_objectives(options: TrainingOptions, pairs: int) -> tuple[Objective, ...]:
-    """Return the objectives that a run draws batches of: a mixture without pairs has two."""
+    """Return the objectives that a run draws batches of: a mixture without pairs has no SimBERT."""
     return tuple(batches_per_chunk(options, pairs))

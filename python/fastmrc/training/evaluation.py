@@ -136,9 +136,11 @@ def _synonyms_first(loaded: LoadedModel, pairs: Sequence[Pair], options: Trainin
 def _passages_first(
     loaded: LoadedModel, questions: Sequence[Question], options: TrainingOptions
 ) -> float:
-    """Return the percentage of questions whose nearest passage is one of their own."""
+    """Return the percentage of questions whose nearest passage is one of their own that hold the
+    answer, or any of their own if none does."""
     passages = list(dict.fromkeys(p.text for q in questions for p in q.passages))
-    own = [{passages.index(p.text) for p in q.passages} for q in questions]
+    held = [[p for p in q.passages if p.answer] or q.passages for q in questions]
+    own = [{passages.index(p.text) for p in ps} for ps in held]
     asked = [question.question for question in questions]
     queries = _vectors(loaded, asked, options, options.windows.question_tokens)
     nearest = (queries @ _vectors(loaded, passages, options, None).T).argmax(axis=1).tolist()

@@ -89,6 +89,11 @@ class _Question:
     # By document, for each answer the token ranges [start, stop) in which it occurs.
     spans: dict[int, list[list[tuple[int, int]]]] = field(default_factory=dict)
 
+    @property
+    def answered(self) -> list[int]:
+        """The documents that hold an answer."""
+        return [document for document in self.documents if self.first_spans(document)]
+
     def first_spans(self, document: int) -> list[tuple[int, int]]:
         """Return the ranges of the first answer that occurs in a document."""
         return next((ranges for ranges in self.spans[document] if ranges), [])
@@ -182,18 +187,24 @@ class Corpus:
         return ReadingExample(question.id, question.tokens, passage, answer, places)
 
     def draw_evidence(self, index: int, rng: np.random.Generator) -> Evidence:
-        """Draw a window of a passage of question `index`, around its answer if it has one."""
+        """Draw a window of a passage of question `index` that holds its answer, around it; of any
+        of its passages if none does."""
         question = self._questions[index]
-        document, start, stop = self._window_of(question, 0.0, rng)
+        document, start, stop = self._window_of(question, 0.0, rng, question.answered or None)
         passage = self.documents[document].tokens.token_ids[start:stop]
         return Evidence(question.id, question.tokens, document, passage)
 
     def _window_of(
-        self, question: _Question, anywhere: float, rng: np.random.Generator
+        self,
+        question: _Question,
+        anywhere: float,
+        rng: np.random.Generator,
+        among: list[int] | None = None,
     ) -> tuple[int, int, int]:
-        """Draw a document of a question and the tokens [start, stop) of it: around the answer,
-        except for the share `anywhere`."""
-        document = question.documents[int(rng.integers(len(question.documents)))]
+        """Draw a document of a question, or one `among` them, and the tokens [start, stop) of it:
+        around the answer, except for the share `anywhere`."""
+        documents = question.documents if among is None else among
+        document = documents[int(rng.integers(len(documents)))]
         length = len(self.documents[document].tokens)
         spans, size = question.first_spans(document), self._size(rng)
         if spans and rng.random() >= anywhere:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BERT_TOKENS, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.int8 import dequantize_rows, load_int8_weights, quantize_rows, save_int8_weights
 from fastmrc.pretrained import load_model
 from fastmrc.quantize import main, quantize_model
+from fastmrc.similarity import SimilarityModel
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,3 +154,15 @@ def test_command_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "there is no directory" in error
+
+
+def test_the_pooler_stays(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "BertForPreTraining", BERT_TOKENS)
+    quantize_model(source, tmp_path / "int8")
+    texts = ["北京天气", "水"]
+    vectors = []
+    for directory in (source, tmp_path / "int8"):
+        model = SimilarityModel.from_pretrained(directory)
+        assert model.pooling == "linear"
+        vectors.append(model.encode(texts))
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.99

@@ -202,7 +202,7 @@ GOOD = np.zeros((2, 5), np.float32)
         (GOOD, {"temperature": 0.0}, "temperature: expected a finite number above 0, got 0.0"),
         (GOOD, {"temperature": float("inf")}, "temperature: .*got inf"),
         (GOOD, {"end_id": 5}, "end_id: expected a token below 5, got 5"),
-        (GOOD, {"end_id": -1}, "end_id: expected a token below 5, got -1"),
+        (GOOD, {"end_id": -1}, "end_id: expected 0 or a positive 32-bit integer, got -1"),
         (GOOD, {"seed": -1}, r"seed: expected 0 to 2\*\*64 - 1, got -1"),
         (GOOD, {"seed": 2**64}, "seed: "),
         (GOOD, {"streams": [1]}, "streams: expected one per row, 2, got 1"),
@@ -225,6 +225,8 @@ def test_what_is_wrong_is_said(logits: Any, changes: dict[str, Any], message: st
     [
         (np.zeros((2, 5)), {}, "logits: expected float32"),
         (GOOD, {"seed": 1.0}, "seed: expected an integer, got float"),
+        (GOOD, {"end_id": 1.0}, "end_id: expected an integer, got 1.0"),
+        (GOOD, {"positions": 0.5}, "positions: expected integers"),
         (GOOD, {"seed": True}, "seed: expected an integer, got bool"),
         (GOOD, {"streams": np.array([0.5, 1])}, "streams: expected integers"),
         (GOOD, {"streams": [0.5, 1]}, "streams: expected integers"),

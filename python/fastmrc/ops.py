@@ -259,7 +259,7 @@ def sample(
             options.top_k or 0,
             options.top_p,
             options.temperature,
-            end_id,
+            _number("end_id", end_id),
             [] if constraint is None else native_automata("constraint", constraint, rows),
             None if states is None else int_vector("states", states),
             _flags("allow_end", allow_end, rows),
@@ -460,7 +460,7 @@ def _number(name: str, value: Any) -> int:
             if 0 <= number < 2**31:
                 return number
             raise ValueError(f"{name}: expected 0 or a positive 32-bit integer, got {number}")
-    raise TypeError(f"{name}: expected an integer or one per question, got {value!r}")
+    raise TypeError(f"{name}: expected an integer, got {value!r}")
 
 
 def _whole_number(name: str, value: Any) -> int:
@@ -476,7 +476,7 @@ def _per_row(name: str, values: Any, rows: int, dtype: type[np.unsignedinteger[A
     """Return whole numbers, none negative, one per row, as an array of this dtype."""
     array = np.asarray(values)
     # Of a list with numbers below and above 2**63 NumPy would make floats.
-    if array.dtype.kind == "f" and all(isinstance(value, int) for value in values):
+    if array.ndim == 1 and array.dtype.kind == "f" and all(isinstance(v, int) for v in values):
         array = np.array(values, dtype=object)
     if array.size and array.dtype.kind not in "iuO":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")

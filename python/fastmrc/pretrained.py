@@ -251,13 +251,19 @@ def load_pooler(loaded: LoadedModel) -> torch.nn.Linear | None:
     import torch
     from safetensors import safe_open
 
+    from fastmrc.int8 import SCALE_SUFFIX, dequantize_rows
+
     found: dict[str, torch.Tensor] = {}
     for name in weight_files(loaded.directory, loaded.source):
         with safe_open(loaded.directory / name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a file is no mapping)
                 kind = key.rpartition("pooler.dense.")[2]
-                if "pooler.dense." in key and kind in ("weight", "bias"):
-                    found[kind] = file.get_tensor(key).float()
+                if "pooler.dense." not in key or kind not in ("weight", "bias"):
+                    continue
+                tensor = file.get_tensor(key)
+                if tensor.dtype == torch.int8:
+                    tensor = dequantize_rows(tensor, file.get_tensor(key + SCALE_SUFFIX))
+                found[kind] = tensor.float()
     if set(found) != {"weight", "bias"}:
         return None
     rows, columns = found["weight"].shape

@@ -11,7 +11,7 @@ from pathlib import Path
 from fastmrc.errors import InputError
 from fastmrc.int8 import save_int8_weights
 from fastmrc.model_files import copy_config, copy_tokenizer, write_json
-from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_model
+from fastmrc.pretrained import INT8_FORMAT, SETTINGS_FILE, load_model, load_pooler
 
 __all__ = ["main", "quantize_model"]
 
@@ -39,6 +39,10 @@ def quantize_model(source_dir: str | Path, output_dir: str | Path) -> None:
     loaded = load_model(source)
     tied = set(loaded.model.all_tied_weights_keys)
     weights = {k: v for k, v in loaded.model.state_dict().items() if k not in tied}
+    pooler = load_pooler(loaded)
+    if pooler is not None:  # which the class of the model leaves out
+        prefix = f"{loaded.model.base_model_prefix}.pooler.dense."
+        weights |= {prefix + name: weight for name, weight in pooler.state_dict().items()}
 
     output.mkdir(parents=True, exist_ok=True)
     save_int8_weights(weights, output / "model.safetensors")

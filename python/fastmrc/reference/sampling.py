@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -106,8 +106,8 @@ def sample(
     count, vocabulary = rows.shape
     end_id = require_int("end_id", end_id, 0, vocabulary - 1)
     seed = require_int("seed", seed, 0, 2**64 - 1)
-    stream_of = int_vector("streams", np.arange(count) if streams is None else streams, count)
-    position_of = int_vector("positions", np.broadcast_to(positions, count), count)
+    stream_of = _numbers("streams", range(count) if streams is None else streams, count, 64)
+    position_of = _numbers("positions", positions, count, 32)
     state_of = int_vector("states", np.full(count, ROOT) if states is None else states, count)
     ends = np.broadcast_to(allow_end, count)
     automata = constraint if isinstance(constraint, Sequence) else [constraint] * count
@@ -122,11 +122,20 @@ def sample(
         if not weights.any():
             continue
         running = np.cumsum(weights)
-        u = uniform(seed, int(stream_of[i]), int(position_of[i]))
+        u = uniform(seed, stream_of[i], position_of[i])
         tokens[i] = np.flatnonzero(running > u * running[-1])[0]
         shifted = row.astype(np.float64) - float(row.max())
         log_probs[i] = shifted[tokens[i]] - np.log(np.exp(shifted).sum())
     return like(tokens, logits), like(log_probs, logits)
+
+
+def _numbers(name: str, values: Any, count: int, bits: int) -> list[int]:
+    """Return one number for each row; one alone counts for all."""
+    given = values if isinstance(values, Iterable) else [values] * count
+    numbers = [require_int(name, value, 0, 2**bits - 1) for value in given]
+    if len(numbers) != count:
+        raise InputError(f"{name}: expected one per row, {count}, got {len(numbers)}")
+    return numbers
 
 
 def _weights(

@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--also", nargs="+", default=[], metavar="FILE")
     parser.add_argument("--model", help="directory or hub id (default: the packaged model)")
+    parser.add_argument("--dtype", default="float32", help="of the encoder")
+    parser.add_argument("--pieces-only", action="store_true", help="make no vectors of passages")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -47,9 +49,9 @@ def main() -> int:
     own = [{place[p.text] for p in q.passages if p.answer} for q in questions]
     asked = [q.question for q, gold in zip(questions, own, strict=True) if gold]
     gold = [ids for ids in own if ids]
-    model = SimilarityModel.from_pretrained(arguments.model)
-    result = measure(model, asked, passages, gold)
-    print(json.dumps(machine() | result, indent=2))
+    model = SimilarityModel.from_pretrained(arguments.model, dtype=arguments.dtype)
+    result = measure(model, asked, passages, gold, whole=not arguments.pieces_only)
+    print(json.dumps(machine() | {"dtype": model.dtype} | result, indent=2))
     return 0
 
 
@@ -58,7 +60,12 @@ def _read(paths: Sequence[str]) -> list[Question]:
 
 
 def measure(
-    model: SimilarityModel, asked: list[str], passages: list[str], gold: list[set[int]]
+    model: SimilarityModel,
+    asked: list[str],
+    passages: list[str],
+    gold: list[set[int]],
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Return recall of each kind of search, and seconds."""
     begin = time.perf_counter()
@@ -71,15 +78,14 @@ def measure(
     begin = time.perf_counter()
     by_piece = index.search(queries, max(FIRST)).ids
     searching = time.perf_counter() - begin
+    recall = {"pieces": _recall(by_piece, gold), "bm25": _bm25(asked, passages, gold)}
+    if whole:
+        recall["whole passages"] = _recall(model.search(queries, passages, max(FIRST)).ids, gold)
     return {
         "questions": len(asked),
         "passages": len(passages),
         "pieces": len(pieces),
-        "recall": {
-            "pieces": _recall(by_piece, gold),
-            "whole passages": _recall(model.search(queries, passages, max(FIRST)).ids, gold),
-            "bm25": _bm25(asked, passages, gold),
-        },
+        "recall": recall,
         "seconds": {"questions": asking, "passages": indexing, "search": searching},
     }
 

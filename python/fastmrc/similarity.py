@@ -139,12 +139,17 @@ class SimilarityModel:
         """How vectors are made."""
         return self._vectors.pooling
 
+    @property
+    def dtype(self) -> str:
+        """What the encoder computes in, such as ``"float32"``."""
+        return str(self._loaded.model.dtype).removeprefix("torch.")
+
     def fingerprint(self) -> str:
         """Return a hash of all that vectors depend on: weights, configuration, tokenizer, pooling
         and dtype."""
         loaded = self._loaded
         backend: Any = loaded.tokenizer.backend_tokenizer
-        parts = [backend.to_str(), self.pooling, str(loaded.model.dtype)]
+        parts = [backend.to_str(), self.pooling, self.dtype]
         hashes = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
         names = ["config.json", *weight_files(loaded.directory, loaded.source)]
         for name in names:

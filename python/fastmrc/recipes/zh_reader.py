@@ -28,6 +28,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import string
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -36,9 +37,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from fastmrc.errors import InputError, TrainingError
 from fastmrc.mining import mine_pairs
-from fastmrc.model_files import check_new_directory, new_directory, write_json
+from fastmrc.model_files import check_new_directory, new_directory, write_json, write_weights
 from fastmrc.pretrained import SETTINGS_FILE
 from fastmrc.quantize import quantize_model
 from fastmrc.similarity import SimilarityModel
@@ -51,6 +54,7 @@ __all__ = [
     "REJECT",
     "RETRIEVE",
     "SHORT",
+    "average_weights",
     "main",
     "make_model",
     "prepare_data",
@@ -160,7 +164,7 @@ def prepare_data(source: Path, output: Path) -> tuple[list[Path], Path]:
 def make_model(
     source: Path, base: str, work: Path, output: Path, hours: float, say: Callable[[str], None]
 ) -> None:
-    """Run the whole recipe: data, four stages of training, int8, tokenizer, settings, cards.
+    """Run the whole recipe, from the data to a model with its cards.
 
     Parameters
     ----------
@@ -194,9 +198,11 @@ def make_model(
             options = replace(options, max_hours=hours * share)
             train(base, files, work / name, options, held_out=held_out, progress=True)
         base = str(work / name)
+    say("average")
+    average_weights(work / "reject", work / "retrieve", work / "average")
     say("int8")
     with new_directory(output) as directory:
-        quantize_model(base, directory)
+        quantize_model(work / "average", directory)
         read_full_width(directory / "tokenizer.json")
         settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
         write_json(directory / SETTINGS_FILE, settings | {"reading": READING})
@@ -211,6 +217,18 @@ def write_pairs(base: str, files: Sequence[Path], output: Path) -> None:
     questions = [record["question"].strip() for record in records if "question" in record]
     mined = mine_pairs(questions, model, MIN_COSINE, progress=True)
     _write(output, ({"text": pair.text, "synonyms": [pair.synonym]} for pair in mined))
+
+
+def average_weights(first: Path, second: Path, output: Path) -> None:
+    """Write the second model with the mean of both models' weights.
+
+    Between a model and what it was fine-tuned to lie some that are better at both (Wortsman et al.
+    2022, "Robust fine-tuning of zero-shot models").
+    """
+    shutil.copytree(second, output, dirs_exist_ok=True)
+    pair = [load_file(directory / "model.safetensors") for directory in (first, second)]
+    mean = {name: (pair[0][name] + pair[1][name]) / 2 for name in pair[0]}
+    write_weights(output / "model.safetensors", mean)
 
 
 def read_full_width(path: Path) -> None:

@@ -50,6 +50,7 @@ def span_logits() -> NDArray[np.float32]:
 def bert4keras_draw(logits: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
     """Draw one token from each row as `AutoRegressiveDecoder.random_sample` of bert4keras 0.11
     does, its softmax included; [rows]."""
+    logits = logits / 1  # the temperature
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probs = exponentials / exponentials.sum(axis=1, keepdims=True)
     probs /= probs.sum(axis=1, keepdims=True)

@@ -254,7 +254,9 @@ def sample(
         _C.sample(
             logits,
             _whole_number("seed", seed),
-            _per_row("streams", np.arange(rows) if streams is None else streams, rows, np.uint64),
+            np.arange(rows, dtype=np.uint64)
+            if streams is None
+            else _per_row("streams", streams, rows, np.uint64),
             _per_row("positions", positions, rows, np.uint32),
             options.top_k or 0,
             options.top_p,

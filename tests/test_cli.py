@@ -722,7 +722,9 @@ def test_predict_interrupted(
 
 # A program whose reader takes 20 ms a question; SIGINT arrives as at a terminal.
 FAKE_PROGRAM = f"""
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})
 import test_cli
 from fastmrc.cli import common, main

@@ -44,18 +44,8 @@ std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_of
       weights.is_none() ? std::vector<float>{} : float32_values(weights, "weights"));
 }
 
-void step(BeamSearch& self, py::handle logits) {
-  const Tensor tensor(logits, "logits");
-  const Rows rows = tensor.rows();
-  const py::gil_scoped_release release;
-  self.step(rows);
-}
-
 void check_question(const BeamSearch& self, int32_t question) {
-  if (question < 0 || question >= self.num_questions()) {
-    throw py::index_error("question: expected below " + std::to_string(self.num_questions()) +
-                          ", got " + std::to_string(question));
-  }
+  check_index("question", question, self.num_questions());
 }
 
 py::ssize_t ssize(size_t n) { return static_cast<py::ssize_t>(n); }
@@ -106,7 +96,7 @@ void register_beam_search(py::module_& module) {
            py::arg("finish"), py::arg("length_penalty"), py::arg("no_answer_ratio"),
            py::arg("spans_only"), py::arg("look_ahead"), py::arg("constraints"), py::arg("weights"),
            py::keep_alive<1, 16>())  // the constraints outlive the search
-      .def("step", &step, py::arg("logits"))
+      .def("step", &step_search<BeamSearch>, py::arg("logits"))
       .def_property_readonly("done", &BeamSearch::done)
       .def_property_readonly("steps", &BeamSearch::steps)
       .def_property_readonly("request", &BeamSearch::request,

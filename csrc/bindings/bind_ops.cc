@@ -14,18 +14,11 @@ namespace {
 
 using TopK = void (*)(const Rows&, int64_t, float*, int32_t*);
 
-void check_positive(const char* name, int64_t value) {
-  if (value < 1) {
-    throw py::value_error(std::string(name) + ": expected at least 1, got " +
-                          std::to_string(value));
-  }
-}
-
 template <TopK kTopK>
 py::tuple bind_topk(py::handle x, int64_t k) {
   const Tensor tensor(x, "x");
   const Rows rows = tensor.rows();
-  check_positive("k", k);
+  check_at_least("k", k, 1);
   py::array_t<float> values({rows.rows, k});
   py::array_t<int32_t> ids({rows.rows, k});
   float* value_data = values.mutable_data();
@@ -273,7 +266,7 @@ py::tuple bind_slot_argmax(py::handle logits, int64_t slots, int32_t end_id, int
 
 py::tuple bind_slot_topk(py::handle logits, int64_t slots, int32_t end_id, int64_t min_tokens,
                          const std::vector<const PyAutomaton*>& constraints, int64_t k) {
-  check_positive("k", k);
+  check_at_least("k", k, 1);
   for (const PyAutomaton* constraint : constraints) {
     if (constraint == nullptr) throw py::value_error("constraint: expected one per passage");
   }
@@ -293,8 +286,8 @@ py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t m
                           std::to_string(rows.cols) + "], got [" + std::to_string(spans.end.rows) +
                           ", " + std::to_string(spans.end.cols) + "]");
   }
-  check_positive("k", k);
-  check_positive("max_length", max_length);
+  check_at_least("k", k, 1);
+  check_at_least("max_length", max_length, 1);
   if (null_position < -1 || null_position >= rows.cols) {
     throw py::value_error("null_position: expected a position below " + std::to_string(rows.cols) +
                           ", got " + std::to_string(null_position));
@@ -323,13 +316,6 @@ py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t m
 }
 
 }  // namespace
-
-void check_end_id(int32_t end_id, int64_t vocabulary_size) {
-  if (end_id < 0 || end_id >= vocabulary_size) {
-    throw py::value_error("end_id: expected a token below " + std::to_string(vocabulary_size) +
-                          ", got " + std::to_string(end_id));
-  }
-}
 
 Vote parse_vote(const std::string& name) {
   if (name == "original") return Vote::kOriginal;

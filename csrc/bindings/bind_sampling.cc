@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "bindings/dlpack.h"
@@ -29,18 +30,8 @@ std::unique_ptr<SequenceSampler> make_sampler(
   return std::make_unique<SequenceSampler>(options, sequences, automata_of(constraints));
 }
 
-void step(SequenceSampler& self, py::handle logits) {
-  const Tensor tensor(logits, "logits");
-  const Rows rows = tensor.rows();
-  const py::gil_scoped_release release;
-  self.step(rows);
-}
-
 py::list sequences(const SequenceSampler& self, int32_t prompt) {
-  if (prompt < 0 || prompt >= self.num_prompts()) {
-    throw py::index_error("prompt: expected below " + std::to_string(self.num_prompts()) +
-                          ", got " + std::to_string(prompt));
-  }
+  check_index("prompt", prompt, self.num_prompts());
   py::list result;
   for (const SampledSequence& s : self.sequences(prompt)) {
     result.append(py::make_tuple(s.tokens, s.log_prob, s.finished));
@@ -48,47 +39,57 @@ py::list sequences(const SequenceSampler& self, int32_t prompt) {
   return result;
 }
 
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
+void check_rows(const char* name, int64_t got, int64_t rows) {
+  if (got == rows) return;
+  throw py::value_error(std::string(name) + ": expected one per row, " + std::to_string(rows) +
+                        ", got " + std::to_string(got));
+}
 
-// Arrays, not lists: there may be many rows, and a list is converted item by item.
-py::tuple bind_sample(py::handle logits, uint64_t seed, const Array<uint64_t>& streams,
-                      const Array<uint32_t>& positions, int32_t top_k, double top_p,
+template <typename T>
+int64_t ssize(const std::vector<T>& values) {
+  return static_cast<int64_t>(values.size());
+}
+
+// One number per row, or none for what the core takes without. Arrays, not lists: there may be many
+// rows, and a list is converted item by item.
+template <typename T>
+using PerRow = std::optional<py::array_t<T, py::array::c_style>>;
+
+template <typename T>
+const T* per_row(const char* name, const PerRow<T>& values, int64_t rows) {
+  if (!values) return nullptr;
+  check_rows(name, values->size(), rows);
+  return values->data();
+}
+
+py::tuple bind_sample(py::handle logits, uint64_t seed, const PerRow<uint64_t>& streams,
+                      const PerRow<uint32_t>& positions, int32_t top_k, double top_p,
                       double temperature, int32_t end_id,
                       const std::vector<const PyAutomaton*>& constraints, py::handle states,
-                      const Array<uint8_t>& allow_end) {
+                      const PerRow<uint8_t>& allow_end) {
   const Tensor tensor(logits, "logits");
   const Rows rows = tensor.rows();
-  const auto check_size = [&](const char* name, int64_t got) {
-    if (got != rows.rows) {
-      throw py::value_error(std::string(name) + ": expected one per row, " +
-                            std::to_string(rows.rows) + ", got " + std::to_string(got));
-    }
-  };
-  check_size("streams", streams.size());
-  check_size("positions", positions.size());
-  check_size("allow_end", allow_end.size());
-  if (!constraints.empty()) check_size("constraint", static_cast<int64_t>(constraints.size()));
+  if (!constraints.empty()) check_rows("constraint", ssize(constraints), rows.rows);
   check_end_id(end_id, rows.cols);
   std::vector<int32_t> state_values;
   if (!states.is_none()) {
     state_values = int32_values(states, "states");
-    check_size("states", static_cast<int64_t>(state_values.size()));
+    check_rows("states", ssize(state_values), rows.rows);
   }
   const std::vector<const Automaton*> automata = automata_of(constraints);
   SampleStep step;
   step.logits = rows;
   step.constraints = automata.empty() ? nullptr : automata.data();
   step.states = states.is_none() ? nullptr : state_values.data();
-  step.allow_end = allow_end.data();
+  step.allow_end = per_row("allow_end", allow_end, rows.rows);
   step.end_id = end_id;
   step.top_k = top_k;
   step.top_p = top_p;
   step.temperature = temperature;
   step.seed = seed;
   step.draws = rows.rows;
-  step.streams = streams.data();
-  step.positions = positions.data();
+  step.streams = per_row("streams", streams, rows.rows);
+  step.positions = per_row("positions", positions, rows.rows);
   py::array_t<int32_t> tokens(rows.rows);
   py::array_t<double> log_probs(rows.rows);
   int32_t* token_data = tokens.mutable_data();
@@ -113,7 +114,7 @@ void register_sampling(py::module_& module) {
            py::arg("seed"), py::arg("first_stream"), py::arg("min_tokens"), py::arg("max_tokens"),
            py::arg("min_ends"), py::arg("constraints"),
            py::keep_alive<1, 13>())  // the constraints outlive the sampler
-      .def("step", &step, py::arg("logits"))
+      .def("step", &step_search<SequenceSampler>, py::arg("logits"))
       .def_property_readonly("done", &SequenceSampler::done)
       .def_property_readonly("steps", &SequenceSampler::steps)
       .def_property_readonly("request", &SequenceSampler::request,

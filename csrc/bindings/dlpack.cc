@@ -263,4 +263,10 @@ std::vector<uint8_t> uint8_values(py::handle object, const char* name) {
   return values_of(object, name, &Tensor::uint8_vector);
 }
 
+void check_index(const char* name, int64_t index, int64_t size) {
+  if (index >= 0 && index < size) return;
+  throw py::index_error(std::string(name) + ": expected below " + std::to_string(size) + ", got " +
+                        std::to_string(index));
+}
+
 }  // namespace fastmrc::bindings

@@ -45,6 +45,18 @@ class Tensor {
   std::vector<int64_t> strides_;  // in elements
 };
 
+// Gives a search the logits of its next step, without the GIL.
+template <typename Search>
+void step_search(Search& search, py::handle logits) {
+  const Tensor tensor(logits, "logits");
+  const Rows rows = tensor.rows();
+  const py::gil_scoped_release release;
+  search.step(rows);
+}
+
+// Throws IndexError unless 0 <= index < size.
+void check_index(const char* name, int64_t index, int64_t size);
+
 // Copies of small vectors.
 std::vector<int32_t> int32_values(py::handle object, const char* name);
 std::vector<int64_t> int64_values(py::handle object, const char* name);

@@ -21,8 +21,6 @@ class PyAutomaton {
 std::vector<const Automaton*> automata_of(const std::vector<const PyAutomaton*>& constraints);
 
 Vote parse_vote(const std::string& name);
-// Throws ValueError unless the end token is in the vocabulary.
-void check_end_id(int32_t end_id, int64_t vocabulary_size);
 
 void register_automata(pybind11::module_& module);
 void register_ops(pybind11::module_& module);

@@ -16,13 +16,6 @@ constexpr int64_t kLanesPerToken = 256;
 
 [[noreturn]] void fail(const std::string& message) { throw std::invalid_argument(message); }
 
-void check_at_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) {
-    fail(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-         std::to_string(value));
-  }
-}
-
 template <typename T>
 void check_offsets(const char* name, const std::vector<T>& offsets, size_t end) {
   const bool rises = !offsets.empty() && offsets.front() == 0 &&
@@ -73,10 +66,7 @@ void BeamSearch::check_input() const {
   check_at_least("max_tokens", options_.max_tokens, std::max(1, options_.min_tokens));
   check_at_least("look_ahead", options_.look_ahead, 0);
   if (!(options_.no_answer_ratio >= 1)) fail("no_answer_ratio: expected a number of at least 1");
-  if (options_.end_id < 0 || options_.end_id >= options_.vocabulary_size) {
-    fail("end_id: expected a token below " + std::to_string(options_.vocabulary_size) + ", got " +
-         std::to_string(options_.end_id));
-  }
+  check_end_id(options_.end_id, options_.vocabulary_size);
   if (!std::isfinite(options_.length_penalty)) fail("length_penalty: expected a finite number");
   check_offsets("passage_offsets", passage_offsets_, tokens_.size());
   check_offsets("question_offsets", question_offsets_, passage_offsets_.size() - 1);
@@ -108,11 +98,7 @@ void BeamSearch::step(const Rows& logits) {
   if (done()) fail("step: the search is done");
   const int64_t expected = step_ == 0 ? static_cast<int64_t>(surviving_.size())
                                       : static_cast<int64_t>(request_.row_passage.size());
-  if (logits.rows != expected || logits.cols != options_.vocabulary_size) {
-    fail("logits: expected shape [" + std::to_string(expected) + ", " +
-         std::to_string(options_.vocabulary_size) + "], got [" + std::to_string(logits.rows) +
-         ", " + std::to_string(logits.cols) + "]");
-  }
+  check_shape(logits, expected, options_.vocabulary_size);
   stats_.resize(static_cast<size_t>(logits.rows));
   row_stats(logits, stats_.data());
   if (step_ == 0) {

@@ -7,18 +7,6 @@
 #include <utility>
 
 namespace fastmrc {
-namespace {
-
-[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument(message); }
-
-void check_at_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) {
-    fail(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-         std::to_string(value));
-  }
-}
-
-}  // namespace
 
 SequenceSampler::SequenceSampler(const SamplingOptions& options, std::vector<int32_t> sequences,
                                  std::vector<const Automaton*> constraints)
@@ -31,7 +19,6 @@ SequenceSampler::SequenceSampler(const SamplingOptions& options, std::vector<int
     for (int32_t i = 0; i < counts_[static_cast<size_t>(q)]; ++i) {
       live_.push_back({static_cast<int32_t>(prompt_of_.size()), TokenTree::kNone, q, -1});
       prompt_of_.push_back(q);
-      stream_of_.push_back(options_.first_stream + static_cast<uint64_t>(i));
     }
     first_of_.push_back(prompt_of_.size());
   }
@@ -46,14 +33,12 @@ void SequenceSampler::check_input() const {
   check_at_least("min_tokens", options_.min_tokens, 0);
   check_at_least("max_tokens", options_.max_tokens, std::max(1, options_.min_tokens));
   check_at_least("min_ends", options_.min_ends, 1);
-  if (options_.end_id < 0 || options_.end_id >= options_.vocabulary_size) {
-    fail("end_id: expected a token below " + std::to_string(options_.vocabulary_size) + ", got " +
-         std::to_string(options_.end_id));
-  }
+  check_end_id(options_.end_id, options_.vocabulary_size);
   for (const int32_t count : counts_) check_at_least("sequences", count, 0);
   if (!constraints_.empty() && constraints_.size() != counts_.size()) {
-    fail("constraints: expected one per prompt, " + std::to_string(counts_.size()) + ", got " +
-         std::to_string(constraints_.size()));
+    throw std::invalid_argument("constraints: expected one per prompt, " +
+                                std::to_string(counts_.size()) + ", got " +
+                                std::to_string(constraints_.size()));
   }
 }
 
@@ -62,13 +47,8 @@ const Automaton* SequenceSampler::constraint_of(int32_t prompt) const {
 }
 
 void SequenceSampler::step(const Rows& logits) {
-  if (done()) fail("step: the sampling is done");
-  const auto expected = static_cast<int64_t>(row_prompt_.size());
-  if (logits.rows != expected || logits.cols != options_.vocabulary_size) {
-    fail("logits: expected shape [" + std::to_string(expected) + ", " +
-         std::to_string(options_.vocabulary_size) + "], got [" + std::to_string(logits.rows) +
-         ", " + std::to_string(logits.cols) + "]");
-  }
+  if (done()) throw std::invalid_argument("step: the sampling is done");
+  check_shape(logits, static_cast<int64_t>(row_prompt_.size()), options_.vocabulary_size);
   draw(logits);
   finish();
   extend();
@@ -84,8 +64,9 @@ void SequenceSampler::draw(const Rows& logits) {
   row_of_.resize(draws);
   streams_.resize(draws);
   for (size_t d = 0; d < draws; ++d) {
+    const auto i = static_cast<size_t>(live_[d].sequence);
     row_of_[d] = live_[d].row;
-    streams_[d] = stream_of_[static_cast<size_t>(live_[d].sequence)];
+    streams_[d] = options_.first_stream + (i - first_of_[static_cast<size_t>(prompt_of_[i])]);
   }
   positions_.assign(draws, static_cast<uint32_t>(step_));
   tokens_.resize(draws);
@@ -128,12 +109,11 @@ void SequenceSampler::extend() {
   std::sort(live_.begin(), live_.end(), [](const Live& a, const Live& b) {
     return std::tie(a.row, a.token, a.sequence) < std::tie(b.row, b.token, b.sequence);
   });
-  int32_t row = -1, token = -1, parent = TokenTree::kNone;
+  int32_t row = -1, token = -1;
   for (Live& live : live_) {
     if (live.row != row || live.token != token) {
       row = live.row;
       token = live.token;
-      parent = live.node;
       const auto r = static_cast<size_t>(row);
       const Automaton* constraint = row_constraint_[r];
       int32_t state = Automaton::kRootState;
@@ -141,7 +121,7 @@ void SequenceSampler::extend() {
         state = constraint->advance(row_state_[r], token);
       }
       node_state_.push_back(state);
-      live.node = tree_.add(token, parent);
+      live.node = tree_.add(token, live.node);
     } else {
       live.node = static_cast<int32_t>(node_state_.size()) - 1;
     }

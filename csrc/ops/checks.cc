@@ -7,6 +7,25 @@
 
 namespace fastmrc {
 
+void check_at_least(const char* name, int64_t value, int64_t least) {
+  if (value >= least) return;
+  throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) +
+                              ", got " + std::to_string(value));
+}
+
+void check_end_id(int64_t end_id, int64_t vocabulary_size) {
+  if (end_id >= 0 && end_id < vocabulary_size) return;
+  throw std::invalid_argument("end_id: expected a token below " + std::to_string(vocabulary_size) +
+                              ", got " + std::to_string(end_id));
+}
+
+void check_shape(const Rows& logits, int64_t rows, int64_t vocabulary_size) {
+  if (logits.rows == rows && logits.cols == vocabulary_size) return;
+  throw std::invalid_argument(
+      "logits: expected shape [" + std::to_string(rows) + ", " + std::to_string(vocabulary_size) +
+      "], got [" + std::to_string(logits.rows) + ", " + std::to_string(logits.cols) + "]");
+}
+
 void check_stats(const RowStats& stats, int64_t row, const char* name) {
   if (!std::isnan(stats.max) && stats.max != INFINITY) return;
   throw std::invalid_argument(std::string(name) + ": expected numbers below infinity, got " +

@@ -12,9 +12,8 @@ namespace {
 
 // Tokens whose weights are added up before it is known which of them is drawn.
 constexpr int64_t kChunk = 1024;
-// Where the nucleus is looked for first; it grows until it is found.
-constexpr int64_t kFirstNucleus = 64;
-constexpr int64_t kNucleusGrowth = 8;
+// Among so many of the likeliest tokens the nucleus is looked for first.
+constexpr int64_t kSmallNucleus = 64;
 
 struct Entry {
   float logit;
@@ -62,6 +61,7 @@ class Distribution {
   int64_t make_room(int64_t count);
   void keep_largest(int64_t count);
   void list_nucleus(const SampleStep& step, int64_t i);
+  void select_nucleus(double target);
   bool cut_nucleus(double top_p, double total);
   void add_up_entries();
   void add_up_row();
@@ -164,12 +164,39 @@ void Distribution::keep_largest(int64_t count) {
 
 // Lists the likeliest tokens that reach the share top_p of the whole row.
 void Distribution::list_nucleus(const SampleStep& step, int64_t i) {
-  for (int64_t count = kFirstNucleus;; count *= kNucleusGrowth) {
-    const int64_t read = make_room(std::min(count, cols_));
-    topk_of(step.logits, i, read, values_.data(), ids_.data());
-    keep_largest(count);
-    if (cut_nucleus(step.top_p, sums_.back()) || count >= cols_) return;
+  const double total = sums_.back();
+  const int64_t read = make_room(kSmallNucleus);
+  topk_of(step.logits, i, read, values_.data(), ids_.data());
+  keep_largest(kSmallNucleus);
+  if (cut_nucleus(step.top_p, total)) return;
+  entries_.clear();
+  for (int64_t v = 0; v < cols_; ++v) {
+    const auto token = static_cast<int32_t>(v);
+    const float logit = kernels_.load_one(row_, dtype_, v);
+    if (logit > -INFINITY && !excluded(token)) entries_.push_back({logit, token});
   }
+  select_nucleus(step.top_p * total);
+}
+
+// Keeps the likeliest entries whose weights reach `target`, or all; their order is undefined.
+// Halves the stretch in which the last of them lies: no sort of the whole row.
+void Distribution::select_nucleus(double target) {
+  const auto begin = entries_.begin();
+  auto low = begin, high = entries_.end();
+  double below = 0;  // weights of the entries before `low`
+  while (high - low > 1) {
+    const auto middle = low + (high - low) / 2;
+    std::nth_element(low, middle, high, likelier);
+    double half = 0;
+    for (auto entry = low; entry < middle; ++entry) half += weight(entry->logit);
+    if (below + half >= target) {
+      high = middle;
+    } else {
+      below += half;
+      low = middle;
+    }
+  }
+  entries_.erase(high, entries_.end());
 }
 
 // Keeps the shortest beginning of the entries, which fall, whose weights reach top_p times the
@@ -273,7 +300,7 @@ void sample(const SampleStep& step, SampleWorkspace& space, int32_t* tokens, dou
       tokens[d] = -1;
       log_probs[d] = -INFINITY;
       if (!possible) continue;
-      const double u = uniform(step.seed, step.streams[d], step.positions[d]);
+      const double u = uniform(step.seed, step.stream(d), step.position(d));
       tokens[d] = distribution.draw(u);
       log_probs[d] = distribution.log_prob(tokens[d]);
     }

@@ -59,15 +59,15 @@ def best_spans(
 def sample(
     logits: Any,
     seed: int,
-    streams: NDArray[np.uint64],
-    positions: NDArray[np.uint32],
+    streams: NDArray[np.uint64] | None,
+    positions: NDArray[np.uint32] | None,
     top_k: int,
     top_p: float,
     temperature: float,
     end_id: int,
     constraints: Sequence[Automaton | None],
     states: Any,
-    allow_end: NDArray[np.uint8],
+    allow_end: NDArray[np.uint8] | None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
 def find_occurrences(tokens: Any, offsets: Any, span: Any) -> NDArray[np.int32]: ...
 

@@ -17,7 +17,7 @@ import numpy as np
 from fastmrc import _C
 from fastmrc._build import follow_torch
 from fastmrc.constraints import Automaton, int_vector, native_automata
-from fastmrc.options import SamplingOptions, Vote
+from fastmrc.options import Vote, require_truncation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -245,7 +245,7 @@ def sample(
         For a wrong dtype.
     """
     follow_torch()
-    options = SamplingOptions(top_k=top_k, top_p=top_p, temperature=temperature)
+    require_truncation(top_k, top_p, temperature)
     if getattr(logits, "ndim", 2) != 2:
         raise ValueError(f"logits: expected 2 dimensions, got {logits.ndim}")
     rows = int(logits.shape[0]) if hasattr(logits, "shape") else 0
@@ -254,17 +254,17 @@ def sample(
         _C.sample(
             logits,
             _whole_number("seed", seed),
-            np.arange(rows, dtype=np.uint64)
-            if streams is None
-            else _per_row("streams", streams, rows, np.uint64),
-            _per_row("positions", positions, rows, np.uint32),
-            options.top_k or 0,
-            options.top_p,
-            options.temperature,
+            None if streams is None else _per_row("streams", streams, rows, np.uint64),
+            None
+            if type(positions) is int and positions == 0
+            else _per_row("positions", positions, rows, np.uint32),
+            top_k or 0,
+            top_p,
+            temperature,
             _number("end_id", end_id),
             [] if constraint is None else native_automata("constraint", constraint, rows),
             None if states is None else int_vector("states", states),
-            _flags("allow_end", allow_end, rows),
+            None if allow_end is True else _flags("allow_end", allow_end, rows),
         ),
     )
     return result[0], result[1]

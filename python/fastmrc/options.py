@@ -258,19 +258,22 @@ class SamplingOptions:
     min_ends: int = 1
 
     def __post_init__(self) -> None:
-        if self.top_k is not None:
-            _require_int("top_k", self.top_k, 1)
-        _require_number("top_p", self.top_p)
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: expected a share above 0 and at most 1, got {self.top_p}")
-        _require_number("temperature", self.temperature)
-        if not 0 < self.temperature < math.inf:
-            raise InputError(
-                f"temperature: expected a finite number above 0, got {self.temperature}"
-            )
+        require_truncation(self.top_k, self.top_p, self.temperature)
         _require_int("min_tokens", self.min_tokens, 0)
         _require_int("max_tokens", self.max_tokens, max(1, self.min_tokens))
         _require_int("min_ends", self.min_ends, 1)
+
+
+def require_truncation(top_k: int | None, top_p: float, temperature: float) -> None:
+    """Refuse what `SamplingOptions` does not take."""
+    if top_k is not None:
+        _require_int("top_k", top_k, 1)
+    _require_number("top_p", top_p)
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p: expected a share above 0 and at most 1, got {top_p}")
+    _require_number("temperature", temperature)
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature: expected a finite number above 0, got {temperature}")
 
 
 def _require_lengths(least: object, most: object) -> None:
@@ -288,7 +291,7 @@ def require_ratio(ratio: object) -> None:
 
 
 def _require_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise InputError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         number = float(value)
@@ -304,7 +307,7 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _require_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise InputError(f"{name}: expected an integer, got {type(value).__name__}")
     if int(value) < least:
         raise InputError(f"{name}: expected at least {least}, got {value}")

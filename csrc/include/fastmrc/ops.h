@@ -19,6 +19,12 @@ void row_stats(const Rows& rows, RowStats* stats, const char* name = "logits");
 // The same of row i alone, on the caller's thread.
 RowStats row_stats_of(const Rows& rows, int64_t i, const char* name = "logits");
 
+// Throws std::invalid_argument unless value >= least.
+void check_at_least(const char* name, int64_t value, int64_t least);
+// Throws std::invalid_argument unless the end token is in the vocabulary.
+void check_end_id(int64_t end_id, int64_t vocabulary_size);
+// Throws std::invalid_argument unless the logits have this shape.
+void check_shape(const Rows& logits, int64_t rows, int64_t vocabulary_size);
 // Throws std::invalid_argument, naming argument and row, where the row holds NaN or +inf.
 void check_stats(const RowStats& stats, int64_t row, const char* name);
 // The error for a row of logits without a finite entry.
@@ -116,10 +122,14 @@ struct SampleStep {
   uint64_t seed = 0;
   int64_t draws = 0;
   const int32_t* row_of = nullptr;      // [draws], null: draw d is of row d
-  const uint64_t* streams = nullptr;    // [draws]
-  const uint32_t* positions = nullptr;  // [draws]
+  const uint64_t* streams = nullptr;    // [draws], null: draw d is of stream d
+  const uint32_t* positions = nullptr;  // [draws], null: 0
 
   int64_t row(int64_t draw) const { return row_of == nullptr ? draw : row_of[draw]; }
+  uint64_t stream(int64_t draw) const {
+    return streams == nullptr ? static_cast<uint64_t>(draw) : streams[draw];
+  }
+  uint32_t position(int64_t draw) const { return positions == nullptr ? 0 : positions[draw]; }
 };
 
 // Buffers that a loop keeps from step to step.

@@ -78,7 +78,6 @@ class SequenceSampler {
   std::vector<size_t> first_of_;  // [prompts + 1] sequences of each prompt
   // Of all sequences, prompt by prompt.
   std::vector<int32_t> prompt_of_, last_node_, ends_;
-  std::vector<uint64_t> stream_of_;
   std::vector<double> log_prob_;
   std::vector<uint8_t> finished_;
   std::vector<Live> live_;

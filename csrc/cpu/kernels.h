@@ -48,10 +48,18 @@ struct Kernels {
   // out[kMaxLanes] (-inf where there is none). Returns false if a NaN was seen.
   bool (*lane_max)(const void* row, DType dtype, int64_t begin, int64_t end, float* out);
 
+  // out[j] = largest of values[j], values[j + lanes], ...; `count` and `lanes` are multiples of
+  // kMaxLanes, lanes <= count.
+  void (*fold_max)(const float* values, int64_t count, int64_t lanes, float* out);
+
   // Appends the indices in [begin, end) whose value is at least `threshold`; returns their number.
   // `ids` must hold end - begin entries.
   int64_t (*collect)(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
                      int32_t* ids);
+
+  // The same of every kMaxLanes-th element of [begin, end), from the first on.
+  int64_t (*collect_lane)(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
+                          int32_t* ids);
 
   // Writes to out[end - begin] votes of tokens [begin, end) plus kEps, to 2e-5 + 1e-6 * passages
   // relative; only a filter: what passes is scored again in double precision.

@@ -12,10 +12,6 @@ namespace {
 static_assert(kMaxLanes == kGroupLanes, "lane_max writes one maximum per lane of a group");
 static_assert(kMaxSegment % kGroupLanes == 0, "a segment holds whole groups");
 
-// A multiple of the group; 16 KiB of float32 stay in the first-level cache between the two passes.
-constexpr int64_t kChunk = 4096;
-static_assert(kChunk % kMaxSegment == 0, "a chunk holds whole segments");
-
 template <typename T>
 struct Group {
   T items[kGroupLanes];
@@ -72,11 +68,11 @@ float max_of(const T* row, int64_t begin, int64_t end, float* maxima) {
   return reduce_max(lanes);
 }
 
-// Asks for the cache lines of the group `ahead` elements further on. The next chunk then arrives
-// while this one is computed on; without it the pass for the maximum waits for memory.
+// Asks for the cache lines of the same group of the next segment, which then arrives while this one
+// is computed on; without it the pass for the maximum waits for memory.
 template <typename T>
-inline void prefetch_group(const T* p, int64_t ahead) {
-  const char* bytes = reinterpret_cast<const char*>(p + ahead);
+inline void prefetch_next(const T* p) {
+  const char* bytes = reinterpret_cast<const char*>(p + kMaxSegment);
   for (size_t i = 0; i < kGroupLanes * sizeof(T); i += 64) __builtin_prefetch(bytes + i);
 }
 
@@ -84,7 +80,7 @@ template <typename T, typename Exponential>
 inline double sum_of(const T* row, int64_t begin, int64_t end, Exponential exponential) {
   Vec lanes[kGroup] = {};
   for_each_group(row, begin, end, [&](const T* p, int64_t i) {
-    prefetch_group(row + i, kChunk);
+    prefetch_next(row + i);
     for (int j = 0; j < kGroup; ++j) lanes[j] += exponential(load(p + j * kWidth));
   });
   return reduce_sum(lanes);
@@ -142,26 +138,22 @@ bool holds_nan(const T* row, int64_t n) {
   return unordered != 0;
 }
 
-// Reads the row once from memory: chunk by chunk the maximum, then the sum of exponentials while
-// the chunk is still in the cache (online softmax, Milakov and Gimelshein 2018).
+// Reads the row once from memory: segment by segment the maximum, then the sum of exponentials
+// while the segment is still in the first-level cache (online softmax, Milakov and Gimelshein
+// 2018).
 template <typename T>
 RowStats row_stats_of(const T* row, int64_t n, float* maxima) {
   float max = -kInf;
   double sum = 0;
-  int64_t best_chunk = 0;
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    const int64_t end = begin + kChunk < n ? begin + kChunk : n;
-    float chunk_max = -kInf;
-    for (int64_t i = begin; i < end; i += kMaxSegment) {
-      float* kept = maxima == nullptr ? nullptr : maxima + i / kMaxSegment * kMaxLanes;
-      const int64_t stop = i + kMaxSegment < end ? i + kMaxSegment : end;
-      const float segment_max = max_of(row, i, stop, kept);
-      if (segment_max > chunk_max) chunk_max = segment_max;
-    }
-    if (chunk_max > max) {
-      sum *= std::exp(static_cast<double>(max) - static_cast<double>(chunk_max));
-      max = chunk_max;
-      best_chunk = begin;
+  int64_t best_segment = 0;
+  for (int64_t begin = 0; begin < n; begin += kMaxSegment) {
+    const int64_t end = begin + kMaxSegment < n ? begin + kMaxSegment : n;
+    float* kept = maxima == nullptr ? nullptr : maxima + begin / kMaxSegment * kMaxLanes;
+    const float segment_max = max_of(row, begin, end, kept);
+    if (segment_max > max) {
+      sum *= std::exp(static_cast<double>(max) - static_cast<double>(segment_max));
+      max = segment_max;
+      best_segment = begin;
     }
     // A NaN never wins a maximum but always reaches the sum.
     if (max > -kInf && max < kInf) {
@@ -180,7 +172,7 @@ RowStats row_stats_of(const T* row, int64_t n, float* maxima) {
   }
   if (max == -kInf) return stats;
   if (max < kInf) stats.logsumexp += std::log(sum);
-  for (int64_t i = best_chunk; stats.argmax < 0; i += kGroupLanes) {
+  for (int64_t i = best_segment; stats.argmax < 0; i += kGroupLanes) {
     int32_t ids[kGroupLanes];
     const int64_t end = i + kGroupLanes < n ? i + kGroupLanes : n;
     if (collect_ids(row, i, end, max, ids) > 0) stats.argmax = ids[0];
@@ -320,10 +312,33 @@ bool lane_max(const void* row, DType dtype, int64_t begin, int64_t end, float* o
   return with_type(row, dtype, [&](const auto* p) { return lane_max_of(p, begin, end, out); });
 }
 
+void fold_max(const float* values, int64_t count, int64_t lanes, float* out) {
+  for (int64_t lane = 0; lane < lanes; lane += kGroupLanes) {
+    Vec best[kGroup];
+    for (Vec& v : best) v = broadcast(-kInf);
+    for (int64_t i = lane; i < count; i += lanes) {
+      for (int j = 0; j < kGroup; ++j) best[j] = vmax(load(values + i + j * kWidth), best[j]);
+    }
+    std::memcpy(out + lane, best, sizeof(best));
+  }
+}
+
 int64_t collect(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
                 int32_t* ids) {
   return with_type(row, dtype,
                    [&](const auto* p) { return collect_ids(p, begin, end, threshold, ids); });
+}
+
+int64_t collect_lane(const void* row, DType dtype, int64_t begin, int64_t end, float threshold,
+                     int32_t* ids) {
+  return with_type(row, dtype, [&](const auto* p) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; i += kGroupLanes) {
+      ids[count] = static_cast<int32_t>(i);  // kept if counted: no branch to be mispredicted
+      count += load_one(p + i) >= threshold ? 1 : 0;
+    }
+    return count;
+  });
 }
 
 void approximate_votes(const VoteRows& rows, int64_t begin, int64_t end, float* out) {
@@ -342,8 +357,8 @@ float load_item(const void* row, DType dtype, int64_t i) {
   return with_type(row, dtype, [&](const auto* p) { return load_one(p + i); });
 }
 
-constexpr Kernels kTable{row_stats,         sum_exp, lane_max, collect,
-                         approximate_votes, gather,  load_item};
+constexpr Kernels kTable{row_stats,    sum_exp,           lane_max, fold_max, collect,
+                         collect_lane, approximate_votes, gather,   load_item};
 
 }  // namespace
 

@@ -23,6 +23,7 @@ constexpr float kLowest = std::numeric_limits<float>::lowest();
 struct Scratch {
   std::vector<float> maxima;  // [segments, kMaxLanes]
   std::vector<float> folded;
+  std::vector<int32_t> lanes;
   std::vector<int32_t> ids;
   std::vector<uint64_t> keys;
 };
@@ -59,59 +60,81 @@ void find_maxima(const Kernels& table, const Rows& rows, int64_t i, Scratch& scr
   }
 }
 
+// The k-th largest of the values, which are reordered.
+float kth_largest(int64_t k, std::vector<float>& values) {
+  constexpr int64_t kFew = 16;
+  if (k > kFew) {
+    const auto kth = values.begin() + (k - 1);
+    std::nth_element(values.begin(), kth, values.end(), std::greater<float>());
+    return *kth;
+  }
+  // Insertion into the k largest so far: of many values few get in. Twice as fast as selection.
+  float best[kFew];
+  std::fill(best, best + k, -kInf);
+  for (const float value : values) {
+    if (!(value > best[k - 1])) continue;
+    int64_t j = k - 1;
+    for (; j > 0 && best[j - 1] < value; --j) best[j] = best[j - 1];
+    best[j] = value;
+  }
+  return best[k - 1];
+}
+
 // A value that at least k entries reach if so many are above -inf; else the lowest finite one.
 float lower_bound_of_kth(int64_t k, Scratch& scratch) {
   // Twice as many lanes as k make a close bound.
   const auto lanes = static_cast<size_t>((2 * k + kMaxLanes - 1) / kMaxLanes * kMaxLanes);
   if (scratch.maxima.size() < lanes) return kLowest;
-  scratch.folded.assign(scratch.maxima.begin(),
-                        scratch.maxima.begin() + static_cast<std::ptrdiff_t>(lanes));
-  for (size_t first = lanes; first < scratch.maxima.size(); first += kMaxLanes) {
-    float* best = scratch.folded.data() + first % lanes;
-    const float* next = scratch.maxima.data() + first;
-    for (int lane = 0; lane < kMaxLanes; ++lane) best[lane] = std::max(best[lane], next[lane]);
-  }
-  const auto kth = scratch.folded.begin() + (k - 1);
-  std::nth_element(scratch.folded.begin(), kth, scratch.folded.end(), std::greater<float>());
-  return std::max(*kth, kLowest);
+  scratch.folded.resize(lanes);
+  kernels().fold_max(scratch.maxima.data(), static_cast<int64_t>(scratch.maxima.size()),
+                     static_cast<int64_t>(lanes), scratch.folded.data());
+  return std::max(kth_largest(k, scratch.folded), kLowest);
 }
 
-// Writes the entries of at least `bound` to scratch.ids; returns their number.
+// Writes the entries of at least `bound` to scratch.ids, in no order; returns their number.
 int64_t collect_row(const Kernels& table, const Rows& rows, int64_t i, float bound,
                     Scratch& scratch) {
   scratch.ids.resize(static_cast<size_t>(rows.cols));
+  scratch.lanes.resize(scratch.maxima.size());
+  const int64_t lanes =
+      table.collect(scratch.maxima.data(), DType::kFloat32, 0,
+                    static_cast<int64_t>(scratch.maxima.size()), bound, scratch.lanes.data());
   int64_t found = 0;
-  for (size_t first = 0; first < scratch.maxima.size(); first += kMaxLanes) {
-    int32_t lanes[kMaxLanes];
-    if (table.collect(scratch.maxima.data() + first, DType::kFloat32, 0, kMaxLanes, bound, lanes) ==
-        0) {
-      continue;
-    }
-    const int64_t begin = static_cast<int64_t>(first) / kMaxLanes * kMaxSegment;
-    found += table.collect(rows.row(i), rows.dtype, begin, std::min(rows.cols, begin + kMaxSegment),
-                           bound, scratch.ids.data() + found);
+  for (int64_t j = 0; j < lanes; ++j) {
+    const int64_t lane = scratch.lanes[static_cast<size_t>(j)];
+    const int64_t begin = lane / kMaxLanes * kMaxSegment;
+    found += table.collect_lane(rows.row(i), rows.dtype, begin + lane % kMaxLanes,
+                                std::min(rows.cols, begin + kMaxSegment), bound,
+                                scratch.ids.data() + found);
   }
   return found;
 }
 
-// The k largest entries, when scratch.maxima are known.
-void topk_by_maxima(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids,
-                    Scratch& scratch) {
-  const Kernels& table = kernels();
-  const void* row = rows.row(i);
-  const int64_t found = collect_row(table, rows, i, lower_bound_of_kth(k, scratch), scratch);
+// Writes the largest of the `found` entries that scratch.ids lists, at most k; returns how many.
+int64_t keep_largest(const Rows& rows, int64_t i, int64_t found, int64_t k, float* values,
+                     int32_t* ids, Scratch& scratch) {
+  const auto value = [&, row = rows.row(i), load = kernels().load_one](int32_t id) {
+    return load(row, rows.dtype, id);
+  };
   scratch.keys.resize(static_cast<size_t>(found));
-  for (int64_t j = 0; j < found; ++j) {
-    const int32_t id = scratch.ids[static_cast<size_t>(j)];
-    scratch.keys[static_cast<size_t>(j)] = sort_key(table.load_one(row, rows.dtype, id), id);
+  for (size_t j = 0; j < scratch.keys.size(); ++j) {
+    scratch.keys[j] = sort_key(value(scratch.ids[j]), scratch.ids[j]);
   }
   const int64_t kept = std::min(k, found);
   std::partial_sort(scratch.keys.begin(), scratch.keys.begin() + kept, scratch.keys.end(),
                     std::greater<uint64_t>());
   for (int64_t j = 0; j < kept; ++j) {
     ids[j] = id_of(scratch.keys[static_cast<size_t>(j)]);
-    values[j] = table.load_one(row, rows.dtype, ids[j]);
+    values[j] = value(ids[j]);
   }
+  return kept;
+}
+
+// The k largest entries, when scratch.maxima are known.
+void topk_by_maxima(const Rows& rows, int64_t i, int64_t k, float* values, int32_t* ids,
+                    Scratch& scratch) {
+  const int64_t found = collect_row(kernels(), rows, i, lower_bound_of_kth(k, scratch), scratch);
+  const int64_t kept = keep_largest(rows, i, found, k, values, ids, scratch);
   std::fill(values + kept, values + k, -kInf);
   std::fill(ids + kept, ids + k, -1);
 }
@@ -135,16 +158,17 @@ RowStats stats_and_topk_of(const Rows& rows, int64_t i, int64_t k, float* values
 }
 
 void topk(const Rows& rows, int64_t k, float* values, int32_t* ids) {
-  if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
+  check_at_least("k", k, 1);
   parallel_for_work(rows.rows * rows.cols, rows.rows,
                     [&](int64_t i) { topk_of(rows, i, k, values + i * k, ids + i * k); });
 }
 
 namespace {
 
-// Merges `count` new entries, falling, with ids above those of the list [k].
-void merge_sorted(const float* new_values, const int64_t* new_ids, int64_t count, int64_t k,
-                  float* values, int64_t* ids) {
+// Merges `count` new entries, falling, into the list [k]; entry j has the id first_id + new_ids[j],
+// above those of the list.
+void merge_sorted(const float* new_values, const int32_t* new_ids, int64_t count, int64_t first_id,
+                  int64_t k, float* values, int64_t* ids) {
   thread_local std::vector<float> old_values;
   thread_local std::vector<int64_t> old_ids;
   old_values.assign(values, values + k);
@@ -155,59 +179,44 @@ void merge_sorted(const float* new_values, const int64_t* new_ids, int64_t count
     const bool take_new =
         from_new < count && (old_ids[o] < 0 || new_values[from_new] > old_values[o]);
     values[j] = take_new ? new_values[from_new] : old_values[o];
-    ids[j] = take_new ? new_ids[from_new] : old_ids[o];
+    ids[j] = take_new ? first_id + new_ids[from_new] : old_ids[o];
     ++(take_new ? from_new : from_old);
   }
 }
 
 void merge_row(const Rows& scores, int64_t i, int64_t first_id, int64_t k, float* values,
                int64_t* ids) {
-  thread_local std::vector<int32_t> found;
   thread_local std::vector<float> best;
-  thread_local std::vector<int64_t> best_ids;
-  const auto most = static_cast<size_t>(std::min(k, scores.cols));
-  best.resize(most);
-  best_ids.resize(most);
+  thread_local std::vector<int32_t> best_ids;
+  best.resize(static_cast<size_t>(std::min(k, scores.cols)));
+  best_ids.resize(best.size());
+  auto count = static_cast<int64_t>(best.size());
   if (ids[k - 1] >= 0) {
-    // Of equal values the lower id is in the list already.
+    // Of equal values the lower id is in the list already. Few are found, except in first blocks.
     const float bar = std::nextafter(values[k - 1], kInf);
-    found.resize(static_cast<size_t>(scores.cols));
-    const int64_t count =
-        kernels().collect(scores.row(i), scores.dtype, 0, scores.cols, bar, found.data());
-    if (count == 0) return;
-    // Few, except in the first blocks.
-    found.resize(static_cast<size_t>(count));
-    const auto value = [&](int32_t id) {
-      return kernels().load_one(scores.row(i), scores.dtype, id);
-    };
-    const auto kept = std::min(found.size(), most);
-    std::partial_sort(
-        found.begin(), found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
-        [&](int32_t a, int32_t b) { return value(a) != value(b) ? value(a) > value(b) : a < b; });
-    best.resize(kept);
-    best_ids.resize(kept);
-    for (size_t j = 0; j < kept; ++j) best[j] = value(found[j]);
+    Scratch& scratch = scratch_for(scores);
+    scratch.ids.resize(static_cast<size_t>(scores.cols));
+    const int64_t found =
+        kernels().collect(scores.row(i), scores.dtype, 0, scores.cols, bar, scratch.ids.data());
+    count = keep_largest(scores, i, found, count, best.data(), best_ids.data(), scratch);
   } else {
-    found.resize(most);
-    topk_of(scores, i, static_cast<int64_t>(most), best.data(), found.data());
-    while (!best.empty() && found[best.size() - 1] < 0) best.pop_back();
-    best_ids.resize(best.size());
+    topk_of(scores, i, count, best.data(), best_ids.data());
+    while (count > 0 && best_ids[static_cast<size_t>(count) - 1] < 0) --count;
   }
-  for (size_t j = 0; j < best.size(); ++j) best_ids[j] = first_id + found[j];
-  merge_sorted(best.data(), best_ids.data(), static_cast<int64_t>(best.size()), k, values, ids);
+  if (count > 0) merge_sorted(best.data(), best_ids.data(), count, first_id, k, values, ids);
 }
 
 }  // namespace
 
 void topk_merge(const Rows& scores, int64_t first_id, int64_t k, float* values, int64_t* ids) {
-  if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
+  check_at_least("k", k, 1);
   parallel_for_work(scores.rows * scores.cols, scores.rows, [&](int64_t i) {
     merge_row(scores, i, first_id, k, values + i * k, ids + i * k);
   });
 }
 
 void log_softmax_topk(const Rows& rows, int64_t k, float* log_probs, int32_t* ids) {
-  if (k < 1) throw std::invalid_argument("k: expected at least 1, got " + std::to_string(k));
+  check_at_least("k", k, 1);
   parallel_for_work(rows.rows * rows.cols, rows.rows, [&](int64_t i) {
     float* values = log_probs + i * k;
     const int32_t* found = ids + i * k;

@@ -168,16 +168,43 @@ void check_lane_max(const Matrix& row, int64_t begin, int64_t end) {
 }
 
 void check_collect(const Matrix& row, int64_t begin, int64_t end, float threshold) {
-  std::vector<int32_t> expected;
+  std::vector<int32_t> expected, of_lane;
   for (int64_t i = begin; i < end; ++i) {
-    if (row.at(0, i) >= threshold) expected.push_back(static_cast<int32_t>(i));
+    if (!(row.at(0, i) >= threshold)) continue;
+    expected.push_back(static_cast<int32_t>(i));
+    if ((i - begin) % kMaxLanes == 0) of_lane.push_back(static_cast<int32_t>(i));
   }
   for (const Isa isa : sets()) {
-    std::vector<int32_t> ids(static_cast<size_t>(end - begin));
-    const int64_t found =
-        kernels_of(isa).collect(row.row(0), row.dtype(), begin, end, threshold, ids.data());
-    ids.resize(static_cast<size_t>(found));
-    CHECK_EQ(ids, expected);
+    const auto check = [&](auto collect, size_t room, const std::vector<int32_t>& wanted) {
+      std::vector<int32_t> ids(room);
+      const int64_t found = collect(row.row(0), row.dtype(), begin, end, threshold, ids.data());
+      ids.resize(static_cast<size_t>(found));
+      CHECK_EQ(ids, wanted);
+    };
+    const auto all = static_cast<size_t>(end - begin);
+    check(kernels_of(isa).collect, all, expected);
+    check(kernels_of(isa).collect_lane, (all + kMaxLanes - 1) / kMaxLanes, of_lane);
+  }
+}
+
+void test_fold_max() {
+  std::mt19937 random(7);
+  for (const int64_t lanes : {1, 2, 3, 8}) {
+    for (const int64_t count : {lanes, lanes + 1, 3 * lanes - 1, 40 * lanes}) {
+      std::vector<float> values(static_cast<size_t>(count * kMaxLanes));
+      for (float& value : values) value = static_cast<float>(random() % 100) - 50;
+      values[random() % values.size()] = -kInf;
+      std::vector<float> expected(static_cast<size_t>(lanes * kMaxLanes), -kInf);
+      for (size_t i = 0; i < values.size(); ++i) {
+        float& best = expected[i % expected.size()];
+        if (values[i] > best) best = values[i];
+      }
+      for (const Isa isa : sets()) {
+        std::vector<float> got(expected.size());
+        kernels_of(isa).fold_max(values.data(), count * kMaxLanes, lanes * kMaxLanes, got.data());
+        CHECK_EQ(got, expected);
+      }
+    }
   }
 }
 
@@ -452,6 +479,7 @@ int main() {
   for (const Isa isa : sets()) std::cout << " " << fastmrc::isa_name(isa);
   std::cout << std::endl;
   test_load_one();
+  test_fold_max();
   test_vector_loads();
   test_rows();
   test_exponents_between_integers();

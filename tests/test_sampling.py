@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import fastmrc
 from fastmrc import decoding, ops, reference
-from fastmrc.options import SamplingOptions
+from fastmrc.options import NUCLEUS_SLACK, SamplingOptions
 from fastmrc.reference.ops import allowed_mask
 from fastmrc.reference.sampling import _weights, philox, uniform
 from fastmrc.types import SampledSequence
@@ -124,7 +124,8 @@ def draw_margin(
     if keywords["top_p"] < 1:
         whole = _weights(row, allowed, SamplingOptions(**options | {"top_p": 1.0}))
         falling = np.sort(whole[whole > 0])[::-1]
-        margins.append(np.abs(np.cumsum(falling) / falling.sum() - keywords["top_p"]).min())
+        least = keywords["top_p"] - NUCLEUS_SLACK
+        margins.append(np.abs(np.cumsum(falling) / falling.sum() - least).min())
     return float(min(margins))
 
 

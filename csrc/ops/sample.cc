@@ -12,6 +12,9 @@ namespace {
 
 // Tokens whose weights are added up before it is known which of them is drawn.
 constexpr int64_t kChunk = 1024;
+// By how little a nucleus may miss its share: more than the error of the sums, so that rounding
+// does not decide where shares are equal.
+constexpr double kNucleusSlack = 1e-5;
 // Among so many of the likeliest tokens the nucleus is looked for first.
 constexpr int64_t kSmallNucleus = 64;
 
@@ -175,7 +178,7 @@ void Distribution::list_nucleus(const SampleStep& step, int64_t i) {
     const float logit = kernels_.load_one(row_, dtype_, v);
     if (logit > -INFINITY && !excluded(token)) entries_.push_back({logit, token});
   }
-  select_nucleus(step.top_p * total);
+  select_nucleus((step.top_p - kNucleusSlack) * total);
 }
 
 // Keeps the likeliest entries whose weights reach `target`, or all; their order is undefined.
@@ -205,7 +208,7 @@ bool Distribution::cut_nucleus(double top_p, double total) {
   double sum = 0;
   for (size_t j = 0; j < entries_.size(); ++j) {
     sum += weight(entries_[j].logit);
-    if (sum >= top_p * total) {
+    if (sum >= (top_p - kNucleusSlack) * total) {
       entries_.resize(j + 1);
       return true;
     }

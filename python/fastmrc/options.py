@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from fastmrc.errors import InputError
 
 __all__ = [
+    "NUCLEUS_SLACK",
     "Combine",
     "Decoding",
     "Finish",
@@ -21,6 +22,7 @@ __all__ = [
     "SpanOptions",
     "Vote",
     "require_ratio",
+    "require_truncation",
 ]
 
 Mode = Literal["extractive", "generative"]
@@ -29,6 +31,8 @@ Finish = Literal["original", "pool"]
 Combine = Literal["step", "answer"]
 Decoding = Literal["greedy", "exact"]
 
+NUCLEUS_SLACK = 1e-5
+"""By how little a nucleus may miss `SamplingOptions.top_p`: more than the error of native sums."""
 _SPAN_STRIDE = 128
 _MOST = 2**31 - 1
 
@@ -240,7 +244,8 @@ class SamplingOptions:
         Only so many of the likeliest tokens may be drawn; None: all.
     top_p
         Of these only the fewest likeliest whose probabilities add up to this share, above 0 and at
-        most 1 (Holtzman et al. 2020).
+        most 1 (Holtzman et al. 2020). A share that is short of it by `NUCLEUS_SLACK` or less
+        counts, so that rounding decides nothing where shares are equal, as in a half of two.
     temperature
         Logits are divided by it, above 0: below 1 likely tokens become likelier.
     min_tokens, max_tokens

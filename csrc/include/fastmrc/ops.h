@@ -107,7 +107,8 @@ void best_spans(const SpanScores& spans, float* scores, int32_t* starts, int32_t
 // Draws from rows of logits. The tokens that may be drawn are those that the constraint allows,
 // `end_id` among them where the state is final and allow_end is set (without a constraint: every
 // token, the end if it is allowed); of these the top_k likeliest (of equal logits the lower token),
-// of these the fewest likeliest whose share of the weights exp(logit / temperature) reaches top_p.
+// of these the fewest likeliest whose share of the weights exp(logit / temperature) reaches top_p
+// (or misses it by 1e-5 at most).
 // A draw takes the first token, by rising token, at which the running sum of the weights exceeds
 // uniform(seed, stream, position) times their total.
 struct SampleStep {

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmrc.errors import InputError
-from fastmrc.options import SamplingOptions
+from fastmrc.options import NUCLEUS_SLACK, SamplingOptions
 from fastmrc.reference._checks import int_vector, like, require_int, to_numpy
 from fastmrc.reference.constraints import DEAD, ROOT, Automaton
 from fastmrc.reference.ops import allowed_mask, check_logits, logit_rows
@@ -149,7 +149,7 @@ def _weights(
         logits = row[kept].astype(np.float64)
         own = np.exp((logits - logits[0]) / options.temperature)
         if options.top_p < 1:
-            reached = np.cumsum(own) >= options.top_p * own.sum()
+            reached = np.cumsum(own) >= (options.top_p - NUCLEUS_SLACK) * own.sum()
             own = own[: int(np.argmax(reached)) + 1]
         weights[kept[: len(own)]] = own
     return weights

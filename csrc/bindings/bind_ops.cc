@@ -315,6 +315,46 @@ py::tuple bind_best_spans(py::handle start, py::handle end, int64_t k, int64_t m
   return py::make_tuple(scores, starts, ends, null_scores);
 }
 
+py::tuple bind_attention_sum(py::handle logits, py::handle word_ids, int64_t k, py::handle mask,
+                             py::handle lengths) {
+  const Tensor tensor(logits, "logits");
+  const Rows rows = tensor.rows();
+  const auto check_size = [](const char* name, size_t got, int64_t expected) {
+    if (static_cast<int64_t>(got) == expected) return;
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(expected) +
+                          " numbers, got " + std::to_string(got));
+  };
+  const std::vector<int32_t> word_values = int32_values(word_ids, "word_ids");
+  check_size("word_ids", word_values.size(), rows.rows * rows.cols);
+  std::vector<uint8_t> mask_values;
+  std::vector<int64_t> length_values;
+  AttentionSum input;
+  input.logits = rows;
+  input.word_ids = word_values.data();
+  if (!mask.is_none()) {
+    mask_values = uint8_values(mask, "mask");
+    check_size("mask", mask_values.size(), rows.rows * rows.cols);
+    input.mask = mask_values.data();
+  }
+  if (!lengths.is_none()) {
+    length_values = int64_values(lengths, "lengths");
+    check_size("lengths", length_values.size(), rows.rows);
+    input.lengths = length_values.data();
+  }
+  check_at_least("k", k, 1);
+  py::array_t<int32_t> words({rows.rows, k});
+  py::array_t<double> probs({rows.rows, k});
+  py::array_t<int32_t> first({rows.rows, k});
+  int32_t* word_data = words.mutable_data();
+  double* prob_data = probs.mutable_data();
+  int32_t* first_data = first.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    attention_sum(input, k, word_data, prob_data, first_data);
+  }
+  return py::make_tuple(words, probs, first);
+}
+
 }  // namespace
 
 Vote parse_vote(const std::string& name) {
@@ -343,6 +383,8 @@ void register_ops(py::module_& module) {
              py::arg("end_id"), py::arg("min_tokens"), py::arg("constraints"));
   module.def("slot_topk", &bind_slot_topk, py::arg("logits"), py::arg("slots"), py::arg("end_id"),
              py::arg("min_tokens"), py::arg("constraints"), py::arg("k"));
+  module.def("attention_sum", &bind_attention_sum, py::arg("logits"), py::arg("word_ids"),
+             py::arg("k"), py::arg("mask"), py::arg("lengths"));
   module.def("best_spans", &bind_best_spans, py::arg("start"), py::arg("end"), py::arg("k"),
              py::arg("max_length"), py::arg("mask"), py::arg("null_position"));
 }

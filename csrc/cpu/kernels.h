@@ -68,6 +68,9 @@ struct Kernels {
   // out[i] = element ids[i] of the row, as float.
   void (*gather)(const void* row, DType dtype, const int32_t* ids, int64_t n, float* out);
 
+  // out[i] = exp(x[i] - largest of x) to 4e-16 relative, 0 below exp(-708); finite x.
+  void (*exp_to_largest)(const float* x, int64_t n, double* out);
+
   // Single element as float.
   float (*load_one)(const void* row, DType dtype, int64_t i);
 };

@@ -1,5 +1,6 @@
 // The row kernels, compiled once per instruction set by kernels_<isa>.cc. See vec.h for the rules
 // that make their results equal on every set.
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/kernels.h"
@@ -353,12 +354,30 @@ void gather(const void* row, DType dtype, const int32_t* ids, int64_t n, float* 
   });
 }
 
+void exp_to_largest(const float* x, int64_t n, double* out) {
+  const double max = static_cast<double>(max_of(x, 0, n, nullptr));
+  const auto write = [max](const float* from, double* to) {
+    FloatVec few;
+    std::memcpy(&few, from, sizeof(few));
+    const DoubleVec weights = vexp(__builtin_convertvector(few, DoubleVec) - max);
+    std::memcpy(to, &weights, sizeof(weights));
+  };
+  int64_t i = 0;
+  for (; i + kDoubleWidth <= n; i += kDoubleWidth) write(x + i, out + i);
+  if (i == n) return;
+  float last[kDoubleWidth] = {};
+  double weights[kDoubleWidth];
+  std::copy(x + i, x + n, last);
+  write(last, weights);
+  std::copy(weights, weights + (n - i), out + i);
+}
+
 float load_item(const void* row, DType dtype, int64_t i) {
   return with_type(row, dtype, [&](const auto* p) { return load_one(p + i); });
 }
 
-constexpr Kernels kTable{row_stats,    sum_exp,           lane_max, fold_max, collect,
-                         collect_lane, approximate_votes, gather,   load_item};
+constexpr Kernels kTable{row_stats,    sum_exp,           lane_max, fold_max,       collect,
+                         collect_lane, approximate_votes, gather,   exp_to_largest, load_item};
 
 }  // namespace
 

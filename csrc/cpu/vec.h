@@ -230,6 +230,33 @@ inline Vec vexp2(Vec t) {
 // exp(x) for x <= 0; the rounding of x * log2(e) adds a relative error of 4e-6 at -87.
 inline Vec vexp(Vec x) { return vexp2(x * kLog2E); }
 
+constexpr int kDoubleWidth = kWidth / 2;
+typedef double DoubleVec __attribute__((vector_size(4 * kWidth)));
+typedef float FloatVec __attribute__((vector_size(2 * kWidth)));  // as many as doubles
+typedef int64_t LongVec __attribute__((vector_size(4 * kWidth)));
+
+// exp(x) for x <= 0 to 4e-16 relative; 0 below -708. No fused operations: the same on every set.
+//
+// x = n ln 2 + r, |r| <= ln(2) / 2, with ln 2 in two parts of which the first has few digits, so
+// that n times it is exact; exp(r) by its Taylor series, whose rest is below 5e-18.
+inline DoubleVec vexp(DoubleVec x) {
+  constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52, adding which rounds to an integer
+  const LongVec tiny = x < -708.0;
+  x = bit_cast<DoubleVec>(bit_cast<LongVec>(x) & ~tiny);
+  const DoubleVec shifted = x * 1.4426950408889634 + kMagic;
+  const DoubleVec n = shifted - kMagic;
+  const DoubleVec r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
+  DoubleVec p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+  constexpr double kFactorials[] = {39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
+                                    720.0,      120.0,     24.0,     6.0,     2.0};
+  for (const double factorial : kFactorials) p = p * r + 1.0 / factorial;
+  p = (p * r) * r + r + 1.0;
+  // The low bits of `shifted` hold n, those of kMagic's exponent are shifted out.
+  const LongVec exponent = (bit_cast<LongVec>(shifted) + 1023) << 52;
+  p *= bit_cast<DoubleVec>(exponent);
+  return bit_cast<DoubleVec>(bit_cast<LongVec>(p) & ~tiny);
+}
+
 // log(x) for positive normal x: Cephes logf.
 inline Vec vlog(Vec x) {
   const UintVec bits = bit_cast<UintVec>(x);

@@ -56,6 +56,9 @@ def best_spans(
     mask: Any,
     null_position: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
+def attention_sum(
+    logits: Any, word_ids: Any, k: int, mask: Any, lengths: Any
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]: ...
 def sample(
     logits: Any,
     seed: int,

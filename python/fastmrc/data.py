@@ -45,6 +45,7 @@ __all__ = [
     "decode_utf8",
     "json_passage",
     "keyed_lines",
+    "raise_issue",
     "read_passages",
     "read_questions",
     "read_training_data",
@@ -212,7 +213,7 @@ def read_training_data(
 
 def _parsed(name: str, on_error: OnError | None, parse: Callable[[object, str], R]) -> Iterator[R]:
     """Parse the records of a file; report those that cannot be, and ids that were used before."""
-    report = _raise_issue if on_error is None else on_error
+    report = raise_issue if on_error is None else on_error
     seen: dict[str, str] = {}
     for record in _records(name, report):
         place = _place(name, record.line, record.item)
@@ -228,7 +229,8 @@ def _parsed(name: str, on_error: OnError | None, parse: Callable[[object, str], 
             yield parsed
 
 
-def _raise_issue(issue: DataIssue) -> None:
+def raise_issue(issue: DataIssue) -> None:
+    """Raise a record that cannot be used as InputError."""
     raise InputError(str(issue))
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Literal, TypeAlias, get_args
 
+from fastmrc.cloze.documents import read_any_cloze_answers
 from fastmrc.data import BOM, StrPath, decode_utf8, keyed_lines, read_questions
 from fastmrc.errors import InputError
 
@@ -151,8 +152,8 @@ def read_references(path: StrPath, metric: Metric) -> dict[str, Reference]:
     Parameters
     ----------
     path
-        For ``sogou`` a file for `read_accepted_answers`, else one for
-        `fastmrc.data.read_questions`.
+        For ``sogou`` a file for `read_accepted_answers`, for ``accuracy`` also documents with
+        blanks or their answers (`fastmrc.cloze`), else one for `fastmrc.data.read_questions`.
     metric
         One of `METRICS`.
 
@@ -171,6 +172,10 @@ def read_references(path: StrPath, metric: Metric) -> dict[str, Reference]:
     """
     if metric == "sogou":
         references = read_accepted_answers(path)
+    elif metric == "accuracy" and (answers := read_any_cloze_answers(path)) is not None:
+        references = {
+            key: Reference((answer,) if answer else ()) for key, answer in answers.items()
+        }
     else:
         references = {q.id: Reference(q.answers) for q in read_questions(path)}
     if not references:

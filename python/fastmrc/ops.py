@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = [
+    "attention_sum",
     "beam_step",
     "best_spans",
     "log_softmax_topk",
@@ -417,6 +418,61 @@ def best_spans(
     null = -1 if null_position is None else _number("null_position", null_position)
     result = _like(start, _C.best_spans(start, end, k, max_length, _flat_mask(mask, start), null))
     return result[0], result[1], result[2], result[3]
+
+
+def attention_sum(
+    logits: Any, word_ids: Any, k: int, *, mask: Any = None, lengths: ArrayLike | None = None
+) -> tuple[Any, Any, Any]:
+    """Choose the words whose positions have the largest sums of attention.
+
+    The attention is the softmax over the positions that count: those before the row's length whose
+    mask is set. Kadlec et al., "Text Understanding with the Attention Sum Reader Network", 2016.
+
+    Parameters
+    ----------
+    logits
+        [rows, positions], float32, float16 or bfloat16. A position of -inf has no share.
+    word_ids
+        int32 [rows, positions], which word stands where; 0 or more where a position counts.
+    k
+        Words to return per row, at least 1.
+    mask
+        bool [rows, positions]; None: all set.
+    lengths
+        int [rows]; None: all positions.
+
+    Returns
+    -------
+    words, probs, positions
+        int32, float64, int32 [rows, k]: sums falling, equal ones by the first position of the
+        word, which is the third result; padded with -1, 0 and -1. Exponentials and sums are
+        accurate to double precision.
+
+    Raises
+    ------
+    ValueError
+        For shapes or values that do not fit, or a position that counts and holds NaN, +inf or a
+        negative word.
+    TypeError
+        For a wrong dtype.
+    """
+    follow_torch()
+    if getattr(logits, "ndim", 2) != 2:
+        raise ValueError(f"logits: expected 2 dimensions, got {logits.ndim}")
+    ids = np.asarray(word_ids)
+    if ids.shape != np.shape(logits):
+        raise ValueError(f"word_ids: expected shape {np.shape(logits)}, got {ids.shape}")
+    result = _like(
+        logits,
+        _C.attention_sum(
+            logits,
+            int_vector("word_ids", ids.reshape(-1)),
+            _number("k", k),
+            _flat_mask(mask, logits),
+            None if lengths is None else int_vector("lengths", lengths).astype(np.int64),
+        ),
+    )
+    return result[0], result[1], result[2]
 
 
 def _slot_rows(logits: Any) -> tuple[Any, int, int]:

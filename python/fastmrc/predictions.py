@@ -1,7 +1,7 @@
 """Predictions on disk: ``id<TAB>answer`` lines in UTF-8, written so that a run can be resumed.
 
-What others have written may also be one JSON object, ``{"id": "answer", ...}``, as the scripts of
-SQuAD and CMRC 2018 take it.
+The lines may also be those of CMRC 2017, ``<id> ||| answer``, and what others have written one JSON
+object, ``{"id": "answer", ...}``, as the scripts of SQuAD and CMRC 2018 take it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -19,6 +20,10 @@ from fastmrc.data import BOM, LINE_BREAKS, StrPath, check_text, decode_utf8, key
 from fastmrc.errors import InputError
 
 __all__ = [
+    "CMRC_2017",
+    "LINE_FORMATS",
+    "TAB_SEPARATED",
+    "LineFormat",
     "PredictionWriter",
     "Progress",
     "check_progress",
@@ -26,6 +31,27 @@ __all__ = [
     "read_predictions",
     "restore_order",
 ]
+
+_CMRC_2017_LINE = re.compile(r"\s*<([^<>\s]+)>\s*\|\|\|(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class LineFormat:
+    """How a prediction stands on a line.
+
+    Attributes
+    ----------
+    name
+        As the command line names it.
+    prefix
+        From an id to what stands before the answer.
+    parse
+        From a line to id and answer; raises InputError.
+    """
+
+    name: str
+    prefix: Callable[[str], str]
+    parse: Callable[[bytes], tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +70,19 @@ class Progress:
     size: int = 0
 
 
-def prediction_line(question_id: str, answer: str) -> str:
-    """Format one prediction, ``id<TAB>answer`` and a newline.
+def prediction_line(question_id: str, answer: str, line_format: LineFormat | None = None) -> str:
+    """Format one prediction, by default ``id<TAB>answer``, and a newline.
 
     Tabs and line breaks in the answer (of any kind, U+0085, U+2028 and U+2029 included) become
     spaces, one for one, since the format has no escape for them.
     """
-    return f"{question_id}\t{LINE_BREAKS.sub(' ', answer)}\n"
+    prefix = (line_format or TAB_SEPARATED).prefix(question_id)
+    return f"{prefix}{LINE_BREAKS.sub(' ', answer)}\n"
 
 
 def read_predictions(path: StrPath) -> dict[str, str]:
-    """Read ``id<TAB>answer`` lines, the last of which may lack its newline, or one JSON object.
+    """Read ``id<TAB>answer`` lines, the last of which may lack its newline, those of CMRC 2017, or
+    one JSON object.
 
     Parameters
     ----------
@@ -112,7 +140,17 @@ def _check_answers(name: str, values: dict[str, object]) -> dict[str, str]:
 
 
 def _parse_lines(name: str, raw: bytes, hint: str = "") -> dict[str, str]:
-    return keyed_lines(name, enumerate(io.BytesIO(raw), start=1), _parse_prediction, hint)
+    line_format = CMRC_2017 if _CMRC_2017_LINE.match(raw[:200].decode(errors="replace")) else None
+    lines = enumerate(io.BytesIO(raw), start=1)
+    return keyed_lines(name, lines, (line_format or TAB_SEPARATED).parse, hint)
+
+
+def _parse_cmrc_2017(raw: bytes) -> tuple[str, str]:
+    line = decode_utf8(raw).rstrip("\r\n")
+    match = _CMRC_2017_LINE.match(line)
+    if match is None:
+        raise InputError(f"expected <id> ||| answer, got {_shorten(line)!r}")
+    return match[1], match[2].strip()
 
 
 def _parse_prediction(raw: bytes) -> tuple[str, str]:
@@ -122,11 +160,18 @@ def _parse_prediction(raw: bytes) -> tuple[str, str]:
     return question_id, answer
 
 
+TAB_SEPARATED = LineFormat("tsv", "{}\t".format, _parse_prediction)
+CMRC_2017 = LineFormat("cmrc2017", "<{}> ||| ".format, _parse_cmrc_2017)
+LINE_FORMATS = {form.name: form for form in (TAB_SEPARATED, CMRC_2017)}
+
+
 def _shorten(text: str, limit: int = 40) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def check_progress(path: StrPath, known: Collection[str]) -> Progress:
+def check_progress(
+    path: StrPath, known: Collection[str], line_format: LineFormat = TAB_SEPARATED
+) -> Progress:
     """See what a file of predictions holds already; nothing is changed.
 
     Parameters
@@ -135,6 +180,8 @@ def check_progress(path: StrPath, known: Collection[str]) -> Progress:
         File of predictions; it need not exist.
     known
         Ids of the data set.
+    line_format
+        Of its lines.
 
     Returns
     -------
@@ -161,9 +208,9 @@ def check_progress(path: StrPath, known: Collection[str]) -> Progress:
         for number, raw in enumerate(file, start=1):
             try:
                 if not raw.endswith(b"\n"):
-                    _check_partial(raw, ids)
+                    _check_partial(raw, ids, line_format)
                     break
-                question_id, _ = _parse_prediction(raw)
+                question_id, _ = line_format.parse(raw)
                 if question_id not in ids:
                     raise InputError(f"id: {question_id!r} is not in the data")
                 if question_id in done:
@@ -183,13 +230,12 @@ def _require_regular_file(name: str, status: os.stat_result) -> None:
         raise InputError(f"{name}: expected a regular file for the predictions")
 
 
-def _check_partial(raw: bytes, known: Collection[str]) -> None:
+def _check_partial(raw: bytes, known: Collection[str], line_format: LineFormat) -> None:
     """Refuse to cut off a last line that this program cannot have begun to write."""
-    question_id, tab, _ = raw.partition(b"\t")
-    encoded = (text.encode("utf-8") for text in known)
-    begun = any(text == question_id if tab else text.startswith(raw) for text in encoded)
+    prefixes = (line_format.prefix(question_id).encode("utf-8") for question_id in known)
+    begun = any(raw.startswith(prefix) or prefix.startswith(raw) for prefix in prefixes)
     if not begun:
-        shown = _shorten(question_id.decode("utf-8", "replace"))
+        shown = _shorten(raw.partition(b"\t")[0].decode("utf-8", "replace"))
         raise InputError(f"a last line without newline that begins no id of the data: {shown!r}")
 
 
@@ -202,6 +248,8 @@ class PredictionWriter:
         File of predictions; made if it does not exist.
     keep
         Bytes to keep, as `check_progress` reports them; what follows is cut off. 0 starts anew.
+    line_format
+        Of its lines.
 
     Raises
     ------
@@ -209,7 +257,10 @@ class PredictionWriter:
         If the file cannot be written.
     """
 
-    def __init__(self, path: StrPath, *, keep: int = 0) -> None:
+    def __init__(
+        self, path: StrPath, *, keep: int = 0, line_format: LineFormat = TAB_SEPARATED
+    ) -> None:
+        self._format = line_format
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
             _require_regular_file(os.fspath(path), os.fstat(descriptor))
@@ -222,7 +273,7 @@ class PredictionWriter:
 
     def write(self, question_id: str, answer: str) -> None:
         """Write one line and hand it to the operating system."""
-        self._file.write(prediction_line(question_id, answer).encode("utf-8"))
+        self._file.write(prediction_line(question_id, answer, self._format).encode("utf-8"))
         self._file.flush()
 
     def close(self) -> None:
@@ -241,7 +292,9 @@ class PredictionWriter:
         self.close()
 
 
-def restore_order(path: StrPath, order: Iterable[str]) -> bool:
+def restore_order(
+    path: StrPath, order: Iterable[str], line_format: LineFormat = TAB_SEPARATED
+) -> bool:
     """Put the lines of a file of predictions into the order of the data.
 
     They are out of order after a run that answers questions which an earlier one had to skip.
@@ -253,6 +306,8 @@ def restore_order(path: StrPath, order: Iterable[str]) -> bool:
         A complete file of predictions.
     order
         Ids of the data set; those without a prediction are left out.
+    line_format
+        Of its lines.
 
     Returns
     -------
@@ -268,7 +323,8 @@ def restore_order(path: StrPath, order: Iterable[str]) -> bool:
     part = f"{name}.part"
     with open(part, "wb") as file:
         for question_id in ordered:
-            file.write(prediction_line(question_id, predictions[question_id]).encode("utf-8"))
+            line = prediction_line(question_id, predictions[question_id], line_format)
+            file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
     shutil.copymode(name, part)

@@ -104,6 +104,23 @@ struct SpanScores {
 void best_spans(const SpanScores& spans, float* scores, int32_t* starts, int32_t* ends,
                 float* null_scores);
 
+// Logits over the positions of documents. A position counts if it is before the row's length and
+// its mask is set.
+struct AttentionSum {
+  Rows logits;                       // [rows, positions]
+  const int32_t* word_ids;           // [rows, positions], 0 or more where a position counts
+  const uint8_t* mask = nullptr;     // [rows, positions], null: all set
+  const int64_t* lengths = nullptr;  // [rows], null: all positions
+};
+
+// The k words of each row with the largest sums of the softmax over the positions that count; equal
+// sums by first position. words, first (position): [rows, k] padded with -1; probs: [rows, k]
+// padded with 0. Weights and sums are accurate to double precision. Throws std::invalid_argument
+// for NaN, +inf or a negative word id at a position that counts and for lengths beyond the
+// positions.
+void attention_sum(const AttentionSum& input, int64_t k, int32_t* words, double* probs,
+                   int32_t* first);
+
 // Draws from rows of logits. The tokens that may be drawn are those that the constraint allows,
 // `end_id` among them where the state is final and allow_end is set (without a constraint: every
 // token, the end if it is allowed); of these the top_k likeliest (of equal logits the lower token),

@@ -35,6 +35,7 @@ COMMANDS = (
     "similar",
     "search",
     "mine-pairs",
+    "cloze",
     "train",
     "prune-vocab",
     "bench",

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, get_args
 
@@ -28,6 +28,7 @@ from fastmrc.pretrained import Pooling
 from fastmrc.types import Answer
 
 if TYPE_CHECKING:
+    from fastmrc.cloze.reader import ClozeReader
     from fastmrc.corpus_index import CorpusIndex
     from fastmrc.similarity import SimilarityModel
 
@@ -37,14 +38,17 @@ __all__ = [
     "Method",
     "Reader",
     "SubParsers",
+    "add_cloze_options",
     "add_json_option",
     "add_reader_options",
     "add_similarity_options",
+    "build_cloze_reader",
     "build_reader",
     "build_similarity_model",
     "open_corpus",
     "positive_int",
     "print_json",
+    "refuse_search_options",
     "printable",
     "report_issue",
     "search_options",
@@ -107,7 +111,9 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
-def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True) -> None:
+def add_reader_options(
+    parser: argparse.ArgumentParser, *, baseline: bool = True, cloze: bool = False
+) -> None:
     """Add the options that choose, load and steer a reader.
 
     Parameters
@@ -116,9 +122,12 @@ def add_reader_options(parser: argparse.ArgumentParser, *, baseline: bool = True
         Parser of the command.
     baseline
         Whether the command lets the user choose the reference instead of the engine.
+    cloze
+        Whether it lets them choose the cloze reader, which takes none of the search options.
     """
     model = parser.add_argument_group("model")
-    model.add_argument("--method", choices=tuple(METHODS), default="seq2seq", help="kind of reader")
+    methods = (*METHODS, "cloze") if cloze else tuple(METHODS)
+    model.add_argument("--method", choices=methods, default="seq2seq", help="kind of reader")
     model.add_argument(
         "--model",
         metavar="PATH|ID",
@@ -161,6 +170,22 @@ def build_similarity_model(args: argparse.Namespace) -> SimilarityModel:
     return SimilarityModel.from_pretrained(
         args.model, local_files_only=args.local_files_only, **options
     )
+
+
+def add_cloze_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose and load a cloze model."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="PATH", help="directory (default: the packaged model)")
+    model.add_argument("--device", help="as torch names it, such as cpu or cuda:0 (default: cpu)")
+    model.add_argument("--threads", type=positive_int, metavar="N", help="of engine and encoder")
+
+
+def build_cloze_reader(args: argparse.Namespace) -> ClozeReader:
+    """Load the reader that the options of `add_cloze_options` ask for."""
+    from fastmrc.cloze.reader import ClozeReader
+
+    set_threads(args.threads)
+    return ClozeReader.from_pretrained(args.model, device=args.device)
 
 
 def _add_loading_options(model: argparse._ArgumentGroup) -> None:
@@ -256,15 +281,29 @@ def search_options(args: argparse.Namespace) -> dict[str, Any]:
         Naming the first option that does not fit.
     """
     method = METHODS[args.method]
-    names = {field.name: None for kind in METHODS.values() for field in fields(kind.options)}
-    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    known = {field.name for field in fields(method.options)}
-    for name in given:
-        if name not in known:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option}: no option of --method {args.method}")
+    given = _given_search_options(args)
+    _refuse_others(args.method, given, {field.name for field in fields(method.options)})
     method.options(**given)
     return given
+
+
+def refuse_search_options(args: argparse.Namespace) -> None:
+    """Raise InputError for options of readers that the cloze reader does not have."""
+    others = _given(args, ("normalization", "dtype", "revision"))
+    if args.baseline:
+        others["baseline"] = True
+    _refuse_others(args.method, _given_search_options(args) | others, set())
+
+
+def _given_search_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = {field.name: None for kind in METHODS.values() for field in fields(kind.options)}
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def _refuse_others(method: str, given: Mapping[str, Any], known: Set[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise InputError(f"--{name.replace('_', '-')}: no option of --method {method}")
 
 
 def set_threads(count: int | None) -> None:

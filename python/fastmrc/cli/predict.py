@@ -7,17 +7,24 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Protocol, cast
 
 from fastmrc.cli import common
-from fastmrc.data import DataIssue, Question, read_questions
+from fastmrc.cloze.documents import ClozeDocument, read_cloze
+from fastmrc.data import DataIssue, OnError, Question, read_questions
 from fastmrc.errors import InputError
-from fastmrc.predictions import PredictionWriter, Progress, check_progress, restore_order
-from fastmrc.types import Answer
+from fastmrc.predictions import (
+    LINE_FORMATS,
+    TAB_SEPARATED,
+    PredictionWriter,
+    Progress,
+    check_progress,
+    restore_order,
+)
 
 __all__ = ["Summary", "add_parser", "run"]
 
@@ -68,10 +75,19 @@ def add_parser(subparsers: common.SubParsers) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="JSON lines, a JSON array or SQuAD JSON"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="JSON lines, a JSON array or SQuAD JSON; cloze: CMRC 2017 documents or JSON lines",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="predictions")
     parser.add_argument("--overwrite", action="store_true", help="start anew")
+    parser.add_argument(
+        "--format",
+        choices=tuple(LINE_FORMATS),
+        default=TAB_SEPARATED.name,
+        help="of the predictions: id<TAB>answer, or <id> ||| answer (default: %(default)s)",
+    )
     parser.add_argument(
         "--batch-size",
         type=common.positive_int,
@@ -81,7 +97,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
         "(default: %(default)s)",
     )
     common.add_json_option(parser)
-    common.add_reader_options(parser)
+    common.add_reader_options(parser, cloze=True)
     parser.set_defaults(run=run)
 
 
@@ -112,7 +128,8 @@ def _print_summary(summary: Summary, out: str) -> None:
 
 
 def _predict(args: argparse.Namespace) -> Summary:
-    options = common.search_options(args)
+    task = _cloze_task(args) if args.method == "cloze" else _reading_task(args)
+    line_format = LINE_FORMATS[args.format]
     _check_paths(args.data, args.out)
     summary = Summary()
 
@@ -121,20 +138,71 @@ def _predict(args: argparse.Namespace) -> Summary:
         summary.skipped += 1
 
     # The data are read twice, so that only their ids are held in memory.
-    ids = [question.id for question in read_questions(args.data, on_error=skip)]
+    ids = [question.id for question in task.read(skip)]
     if not ids:
         raise InputError(f"{args.data}: no question could be read")
-    progress = Progress() if args.overwrite else check_progress(args.out, ids)
+    progress = Progress() if args.overwrite else check_progress(args.out, ids, line_format)
     summary.questions, summary.already_done = len(ids), len(progress.done)
     if summary.already_done == summary.questions:
         _cut_partial_line(args.out, progress)
     else:
-        reader = common.build_reader(args)
-        with PredictionWriter(args.out, keep=progress.size) as writer:
-            todo = _questions_to_do(args.data, progress)
-            _answer_all(reader, options, todo, args.batch_size, writer, summary)
-    restore_order(args.out, ids)
+        answer = task.load()
+        with PredictionWriter(args.out, keep=progress.size, line_format=line_format) as writer:
+            todo = _questions_to_do(task, progress)
+            _answer_all(answer, todo, args.batch_size, writer, summary)
+    restore_order(args.out, ids, line_format)
     return summary
+
+
+class _Item(Protocol):
+    """A question of either kind."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+
+_Answer = Callable[[Sequence[Any]], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """How a kind of question is read and answered."""
+
+    read: Callable[[OnError], Iterator[_Item]]
+    load: Callable[[], _Answer]
+
+
+def _reading_task(args: argparse.Namespace) -> _Task:
+    options = common.search_options(args)
+
+    def load() -> _Answer:
+        reader = common.build_reader(args)
+
+        def answer(batch: Sequence[Question]) -> list[str]:
+            pairs = [question.pair for question in batch]
+            return [a.text for a in reader.answer_batch(pairs, progress=False, **options)]
+
+        return answer
+
+    return _Task(lambda skip: read_questions(args.data, on_error=skip), load)
+
+
+def _cloze_task(args: argparse.Namespace) -> _Task:
+    common.refuse_search_options(args)
+
+    def load() -> _Answer:
+        reader = common.build_cloze_reader(args)
+
+        def answer(batch: Sequence[ClozeDocument]) -> list[str]:
+            filled = reader.fill_batch(batch, top_words=1)
+            return [" ".join(blank.text for blank in answer.blanks) for answer in filled]
+
+        return answer
+
+    return _Task(lambda skip: read_cloze(args.data, on_error=skip), load)
 
 
 def _check_paths(data: str, out: str) -> None:
@@ -154,18 +222,17 @@ def _cut_partial_line(out: str, progress: Progress) -> None:
         pass
 
 
-def _questions_to_do(data: str, progress: Progress) -> Iterator[Question]:
+def _questions_to_do(task: _Task, progress: Progress) -> Iterator[_Item]:
     done = set(progress.done)
     # The first reading has reported what cannot be used.
-    for question in read_questions(data, on_error=lambda issue: None):
+    for question in task.read(lambda issue: None):
         if question.id not in done:
             yield question
 
 
 def _answer_all(
-    reader: common.Reader,
-    options: dict[str, Any],
-    questions: Iterator[Question],
+    answer: _Answer,
+    questions: Iterator[_Item],
     batch_size: int,
     writer: PredictionWriter,
     summary: Summary,
@@ -173,7 +240,7 @@ def _answer_all(
     started = time.perf_counter()
     with _progress_bar(summary.questions, summary.already_done) as bar:
         while batch := list(islice(questions, batch_size)):
-            results = _answer_batch(reader, batch, options)
+            results = _answer_batch(answer, batch)
             _raise_if_hopeless(results, summary)
             for question, result in zip(batch, results, strict=True):
                 if isinstance(result, ValueError):
@@ -181,8 +248,8 @@ def _answer_all(
                     common.report_issue(f"{question.place}: id {question.id!r}: {result}")
                     summary.skipped += 1
                     continue
-                writer.write(question.id, result.text)
-                if result.text:
+                writer.write(question.id, result)
+                if result:
                     summary.answered += 1
                 else:
                     summary.empty += 1
@@ -190,19 +257,17 @@ def _answer_all(
             summary.seconds = time.perf_counter() - started
 
 
-def _answer_batch(
-    reader: common.Reader, batch: Sequence[Question], options: dict[str, Any]
-) -> list[Answer | ValueError]:
+def _answer_batch(answer: _Answer, batch: Sequence[_Item]) -> list[str | ValueError]:
     """Answer a batch; if the reader refuses it, one by one, so that one question costs itself."""
     try:
-        return [*reader.answer_batch([q.pair for q in batch], progress=False, **options)]
+        return [*answer(batch)]
     except ValueError as error:
         if len(batch) == 1:
             return [error]
-    return [result for question in batch for result in _answer_batch(reader, [question], options)]
+    return [result for question in batch for result in _answer_batch(answer, [question])]
 
 
-def _raise_if_hopeless(results: Sequence[Answer | ValueError], summary: Summary) -> None:
+def _raise_if_hopeless(results: Sequence[str | ValueError], summary: Summary) -> None:
     """Stop if every question so far fails alike: an option, not the data, is wrong."""
     errors = [result for result in results if isinstance(result, ValueError)]
     if summary.answered + summary.empty or not 1 < len(errors) == len(results):

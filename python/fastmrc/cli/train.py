@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from fastmrc.cli import common
 from fastmrc.metrics import name_ids
-from fastmrc.training.options import TRAINED_POOLINGS, Task, TrainingOptions, WindowOptions
+from fastmrc.training.options import (
+    TRAINED_POOLINGS,
+    ClozeOptions,
+    Task,
+    TrainingOptions,
+    WindowOptions,
+)
 
 if TYPE_CHECKING:
     from fastmrc.training.run import DataSummary, TrainingResult
 
 __all__ = ["add_parser", "run"]
 
-_DEFAULTS = {f.name: f.default for kind in (TrainingOptions, WindowOptions) for f in fields(kind)}
+_KINDS = (TrainingOptions, WindowOptions, ClozeOptions)
+_DEFAULTS = {field.name: field.default for kind in _KINDS for field in fields(kind)}
 # Ids that the message about answers that were not found names.
 NAMED_IDS = 10
 
@@ -35,17 +42,21 @@ def add_parser(subparsers: common.SubParsers) -> None:
         required=True,
         choices=get_args(Task),
         help="what the model is for; mixed: the first four on one set of weights, span: start and "
-        "end heads",
+        "end heads, cloze: words for blanks",
     )
     parser.add_argument(
         "--data",
         required=True,
         nargs="+",
         metavar="FILE",
-        help="questions with passages (JSON lines, a JSON array, SQuAD JSON), and for SimBERT "
-        'lines of {"text", "synonyms"}',
+        help="questions with passages (JSON lines, a JSON array, SQuAD JSON), for SimBERT lines of "
+        '{"text", "synonyms"}, for cloze documents with blanks and files of texts',
     )
-    parser.add_argument("--base", required=True, metavar="PATH|ID", help="directory or hub id")
+    parser.add_argument(
+        "--base",
+        metavar="PATH|ID",
+        help="directory or hub id; cloze: by default the packaged model, none for a bilstm",
+    )
     parser.add_argument(
         "--output",
         required=True,
@@ -113,6 +124,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "share of questions with a window of another passage",
         **number,
     )
+    add("encoder", "of cloze", choices=("transformer", "bilstm"))
+    add("blanks", "cloze questions asked of a document at once, by a transformer", **whole)
+    add("labelled_share", "of the cloze examples from documents with blanks", **number)
+    add("max_tokens", "longest cloze input (default: the model's positions)", **whole)
+    add("layers", "of the base that a cloze transformer keeps (default: all)", **whole)
+    add("train_layers", "how many upper ones of them are trained (default: all)", **whole)
+    add("dimension", "of the word vectors of a bilstm", **whole)
+    add("min_count", "of a word that gets one", **whole)
+    add("hidden", "size of its states in each direction", **whole)
+    add("depth", "its layers", **whole)
+    add("match", "what its query is compared with", choices=("states", "embeddings"))
     add(
         "bfloat16",
         "products in bfloat16 (default: where the hardware has them)",
@@ -164,7 +186,11 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
     windows = given(WindowOptions)
     if "window_tokens" in windows:
         windows["window_tokens"] = tuple(windows["window_tokens"])
-    return TrainingOptions(**given(TrainingOptions), windows=WindowOptions(**windows))
+    return TrainingOptions(
+        **given(TrainingOptions),
+        windows=WindowOptions(**windows),
+        cloze_reader=ClozeOptions(**given(ClozeOptions)),
+    )
 
 
 def _report_data(data: DataSummary, initialized: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastmrc.reference.beam_search import NextLogits, beam_search
+from fastmrc.reference.cloze import attention_sum, bilstm_logits
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
 from fastmrc.reference.ops import beam_step, log_softmax_topk, row_stats, topk
 from fastmrc.reference.retrieval import search_vectors
@@ -29,9 +30,11 @@ __all__ = [
     "SpanIndex",
     "SpanReader",
     "Trie",
+    "attention_sum",
     "beam_search",
     "beam_step",
     "best_spans",
+    "bilstm_logits",
     "log_softmax_topk",
     "row_stats",
     "sample",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastmrc.training.options import LossWeights, TrainingOptions, WindowOptions
+from fastmrc.training.options import ClozeOptions, LossWeights, TrainingOptions, WindowOptions
 
 if TYPE_CHECKING:
     from fastmrc.training.run import DataSummary, TrainingResult, train
 
 __all__ = [
+    "ClozeOptions",
     "DataSummary",
     "LossWeights",
     "TrainingOptions",

@@ -9,35 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmrc.data import StrPath
-from fastmrc.training.options import Objective, TrainingOptions
+from fastmrc.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from fastmrc.training.run import TrainingResult
 
 __all__ = ["write_card"]
 
-_INPUTS = {
-    "seq2seq": "UniLM seq2seq, `[CLS] passage [SEP] question [SEP]` + answer (`Seq2SeqReader`)",
-    "mlm": "masked slots, `[CLS] [MASK]*{slots} [SEP] question [SEP] passage [SEP]` (`MLMReader`)",
-    "simbert": "SimBERT, `[CLS] a [SEP] b [SEP]`; vectors by {pooling} pooling",
-    "retrieval": "vectors of questions and passages, `[CLS] text [SEP]`, by {pooling} pooling",
-    "span": "start and end heads (`SpanReader`)",
-}
-
 
 def write_card(
     path: Path,
-    base: StrPath,
+    base: StrPath | None,
     data: Sequence[StrPath],
     options: TrainingOptions,
-    objectives: Sequence[Objective],
+    inputs: Sequence[str],
     result: TrainingResult,
 ) -> None:
     """Write a card with what is known of a run; what only its author knows is asked for."""
-    inputs = [
-        "- " + _INPUTS[objective].format(slots=options.slots, pooling=options.pooling)
-        for objective in objectives
-    ]
     files = dict.fromkeys(os.path.basename(os.fspath(file)) for file in data)
     scores = [f"| {name} | {value:.1f} |" for name, value in result.scores.items()]
     settings = [f"| {name} | {value} |" for name, value in _flat(asdict(options))]
@@ -47,7 +35,7 @@ def write_card(
         "",
         f"Fine-tuned by `fastmrc train --task {options.task}`. It reads:",
         "",
-        *inputs,
+        *(f"- {line}" for line in inputs),
         "",
         "## Scores",
         "",
@@ -65,7 +53,7 @@ def write_card(
         "",
         "## Data",
         "",
-        f"Base: `{os.path.basename(os.path.normpath(os.fspath(base)))}`. Weights that it did not "
+        f"Base: {_name(base)}. Weights that it did not "
         f"hold and that began at random: {initialized}.",
         "",
         f"{result.data.questions:,} questions, {result.data.answered:,} of them with an answer, on "
@@ -90,6 +78,10 @@ def write_card(
         *settings,
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _name(base: StrPath | None) -> str:
+    return "none given" if base is None else f"`{os.path.basename(os.path.normpath(base))}`"
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:

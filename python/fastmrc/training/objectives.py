@@ -1,4 +1,4 @@
-"""The losses: reading (seq2seq and slots), SimBERT, retrieval, start and end heads."""
+"""The losses: reading (seq2seq and slots), SimBERT, retrieval, start and end heads, cloze."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEAST_ATTENTION = 1e-6
 
 
 def batch_loss(
-    model: PreTrainedModel, batch: dict[str, Any], weights: LossWeights, pooling: Pooling
+    model: Any, batch: dict[str, Any], weights: LossWeights, pooling: Pooling
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss to minimise and its parts, without their weights, detached.
 
@@ -39,7 +39,9 @@ def batch_loss(
     pooling
         For the objectives SimBERT and retrieval.
     """
-    if batch["objective"] == "span":
+    if batch["objective"] == "cloze":
+        parts = {"attention": (1.0, _cloze_loss(model, batch))}
+    elif batch["objective"] == "span":
         parts = {"span": (1.0, _span_loss(model, batch))}
     elif batch["objective"] == "retrieval":
         parts = {"similarity": (1.0, _retrieval_loss(model, batch, pooling))}
@@ -132,6 +134,14 @@ def _retrieval_loss(
         hidden = model.base_model(**cut).last_hidden_state
         parts.append(pooled(hidden, own, pooling))
     return _similarity_loss(torch.stack(parts, dim=1).flatten(0, 1))
+
+
+def _cloze_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Cross-entropy of the attention with equal shares for the occurrences of the answer."""
+    log_probs = functional.log_softmax(model(batch["rows"]), dim=1)
+    shares: torch.Tensor = batch["targets"]
+    # Not 0 * -inf where a row has fewer positions.
+    return -(shares * log_probs.masked_fill(shares == 0, 0.0)).sum(dim=1).mean()
 
 
 def _span_loss(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:

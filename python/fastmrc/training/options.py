@@ -10,6 +10,7 @@ from fastmrc.errors import InputError
 from fastmrc.pretrained import Normalization, Pooling
 
 __all__ = [
+    "ClozeOptions",
     "MIXTURE",
     "TRAINED_POOLINGS",
     "LossWeights",
@@ -19,8 +20,8 @@ __all__ = [
     "WindowOptions",
 ]
 
-Objective = Literal["seq2seq", "mlm", "simbert", "retrieval", "span"]
-Task = Literal["seq2seq", "mlm", "simbert", "retrieval", "mixed", "span"]
+Objective = Literal["seq2seq", "mlm", "simbert", "retrieval", "span", "cloze"]
+Task = Literal["seq2seq", "mlm", "simbert", "retrieval", "mixed", "span", "cloze"]
 MIXTURE: tuple[Objective, ...] = ("seq2seq", "mlm", "simbert", "retrieval")
 TRAINED_POOLINGS = ("mean", "cls")
 _SHARES = (
@@ -105,6 +106,61 @@ class LossWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClozeOptions:
+    """The cloze reader and its questions.
+
+    Attributes
+    ----------
+    encoder
+        ``"transformer"`` or ``"bilstm"``.
+    blanks
+        Questions asked of a document at once, for a transformer; a bilstm has 1.
+    labelled_share
+        Share of the examples drawn from documents with a blank of their own; the others are made
+        from texts. Half of the former ask for other words of the document.
+    max_tokens
+        Longest input of a transformer; None: as many tokens as the model has positions.
+    layers
+        How many layers of the base a transformer keeps, from the first; None: all.
+    train_layers
+        How many upper ones of these are trained; None: all, and the embeddings.
+    dimension, min_count
+        Size of the word vectors that a bilstm learns, and how often a word must occur to get one.
+    hidden, depth
+        Size of an LSTM's state in each direction, and layers.
+    match
+        What its query is compared with: ``"states"`` or ``"embeddings"``.
+    """
+
+    encoder: Literal["transformer", "bilstm"] = "transformer"
+    blanks: int = 8
+    labelled_share: float = 0.3
+    max_tokens: int | None = None
+    layers: int | None = None
+    train_layers: int | None = None
+    dimension: int = 128
+    min_count: int = 2
+    hidden: int = 128
+    depth: int = 2
+    match: Literal["states", "embeddings"] = "states"
+
+    def __post_init__(self) -> None:
+        kinds = ("transformer", "bilstm")
+        _require("encoder", self.encoder in kinds, " or ".join(kinds), self.encoder)
+        matches = ("states", "embeddings")
+        _require("match", self.match in matches, " or ".join(matches), self.match)
+        for name in ("blanks", "dimension", "min_count", "hidden", "depth"):
+            _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name in ("max_tokens", "layers", "train_layers"):
+            value = getattr(self, name)
+            _require(name, value is None or value >= 1, "at least 1", value)
+        share = self.labelled_share
+        _require("labelled_share", 0 <= share <= 1, "a share between 0 and 1", share)
+        if self.encoder == "bilstm":
+            object.__setattr__(self, "blanks", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """Options of `fastmrc.training.train`.
 
@@ -112,8 +168,9 @@ class TrainingOptions:
     ----------
     task
         ``"seq2seq"``, ``"mlm"``, ``"simbert"``, ``"retrieval"`` (vectors of questions near those of
-        their passages), ``"span"`` (start and end heads, read by `fastmrc.SpanReader`) or
-        ``"mixed"``: the first four in turn on one set of weights.
+        their passages), ``"span"`` (start and end heads, read by `fastmrc.SpanReader`),
+        ``"cloze"`` (words for blanks, `fastmrc.ClozeReader`) or ``"mixed"``: the first four in turn
+        on one set of weights.
     epochs
         How often each question is seen, over all objectives together; None: 3 if there is no
         other bound. The first bound ends the run.
@@ -191,6 +248,7 @@ class TrainingOptions:
     bfloat16: bool | None = None
     windows: WindowOptions = field(default_factory=WindowOptions)
     losses: LossWeights = field(default_factory=LossWeights)
+    cloze_reader: ClozeOptions = field(default_factory=ClozeOptions)
 
     def __post_init__(self) -> None:
         _require(

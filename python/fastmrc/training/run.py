@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from transformers import set_seed
 
-from fastmrc.data import DataIssue, Pair, Question, StrPath, read_training_data
-from fastmrc.encoders.unilm import SUPPORTED_MODEL_TYPES
-from fastmrc.errors import InputError, TrainingError, UnsupportedModelError
+from fastmrc.data import StrPath
+from fastmrc.errors import InputError, TrainingError
 from fastmrc.model_files import write_json
-from fastmrc.pretrained import (
-    SETTINGS_FILE,
-    LoadedModel,
-    load_base,
-    max_positions,
-    multiplies_bfloat16,
-    quiet_transformers,
-)
-from fastmrc.pretrained import Task as ModelTask
-from fastmrc.text import TextCodec
-from fastmrc.training.batches import TrainingBatches, drawn_objectives
+from fastmrc.pretrained import multiplies_bfloat16, quiet_transformers
 from fastmrc.training.card import write_card
-from fastmrc.training.copying import initialize_copying
-from fastmrc.training.evaluation import evaluate_model, reading_options
-from fastmrc.training.examples import Corpus
+from fastmrc.training.job import DataSummary, Job
 from fastmrc.training.options import TrainingOptions
+from fastmrc.training.reading import ReadingJob
 from fastmrc.training.trainer import ReaderTrainer, last_checkpoint
 
 __all__ = ["DataSummary", "TrainingResult", "is_finished", "train"]
@@ -48,30 +33,6 @@ _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 # What torch's file writer says of a full disk.
 _WRITER_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error")
-# Steps of a run that only time bounds.
-_ENDLESS = 10_000_000
-
-
-@dataclass(slots=True)
-class DataSummary:
-    """What the data files held.
-
-    Attributes
-    ----------
-    questions, answered, passages, pairs
-        Counts of what is trained on.
-    not_found
-        Ids of questions that were left out, since their answer is in none of their passages.
-    issues
-        Records that could not be read.
-    """
-
-    questions: int = 0
-    answered: int = 0
-    passages: int = 0
-    pairs: int = 0
-    not_found: list[str] = field(default_factory=list)
-    issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +64,7 @@ class TrainingResult:
 
 
 def train(
-    base: StrPath,
+    base: StrPath | None,
     data: Sequence[StrPath],
     output_dir: StrPath,
     options: TrainingOptions,
@@ -113,7 +74,7 @@ def train(
     progress: bool = False,
     on_start: Callable[[DataSummary, tuple[str, ...]], None] | None = None,
 ) -> TrainingResult:
-    """Fine-tune a masked language model for the readers.
+    """Train a model for the readers.
 
     Run again with the same arguments after an interruption, it goes on from the last checkpoint;
     its bounds (`epochs`, `max_steps`, `max_hours`) may be others then.
@@ -121,9 +82,12 @@ def train(
     Parameters
     ----------
     base
-        Directory or hub id of a model; an output layer that it lacks begins at random.
+        Directory or hub id of a model; an output layer that it lacks begins at random. None for the
+        task ``"cloze"``: the packaged reader, or nothing for a ``bilstm``.
     data
-        Files that `fastmrc.data.read_training_data` reads.
+        Files that `fastmrc.data.read_training_data` reads; for ``"cloze"`` documents with blanks
+        (`fastmrc.cloze.read_cloze`) and files of texts (`fastmrc.corpus.corpus_texts`), of which
+        questions are made.
     output_dir
         New or empty, or that of an interrupted run.
     options
@@ -151,163 +115,42 @@ def train(
     TrainingError
         If the loss or its gradients are not finite; the message names the step and the questions.
     """
-    _require_extra()
     output = Path(output_dir)
     with _locked(output):
         run = _fingerprint(base, data, held_out, options)
         _check_output(output, run)
-        loaded = _load(base, options, device)
-        codec = TextCodec(loaded.tokenizer, loaded.normalization)
-        _check_fit(loaded, codec, options)
-        corpus, summary = _read(data, codec, options)
-        held = None if held_out is None else _held_out(held_out, options, summary)
+        job = _job(base, data, held_out, options, device)
         if on_start is not None:
-            on_start(summary, loaded.missing)
+            on_start(job.summary, job.missing)
         resumed = last_checkpoint(output / _CHECKPOINTS)
-        if resumed is None and options.copy_heads:
-            initialize_copying(
-                loaded.model, codec, corpus.documents, options.copy_heads, options.seed
-            )
+        if resumed is None:
+            job.initialize()
         _claim(output, run)
-        trainer = _trainer(loaded, codec, corpus, options, held, output, progress)
+        bfloat16 = options.bfloat16
+        if bfloat16 is None:
+            bfloat16 = multiplies_bfloat16(job.model.device)
+        trainer = ReaderTrainer(job, options, output / _CHECKPOINTS, bfloat16, progress)
         with _disk_errors(output), quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        result = _result(trainer, summary, loaded.missing)
-        _save(output, loaded, trainer, options, base, data, result)
+        result = _result(trainer, job)
+        _save(output, job, trainer, options, base, data, result)
     return result
 
 
-def _require_extra() -> None:
-    # Without accelerate transformers says so late and at length.
-    for package in ("accelerate", "bm25s"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"train needs the package {package}: pip install 'fastmrc[train]'")
-
-
-def _load(base: StrPath, options: TrainingOptions, device: str | None) -> LoadedModel:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda:") and device != "cuda:0":
-        raise InputError(
-            f"device: expected cpu or cuda, got {device!r}; choose a GPU by CUDA_VISIBLE_DEVICES"
-        )
-    set_seed(options.seed)  # for weights that begin at random
-    task: ModelTask = "question-answering" if options.task == "span" else "masked-LM"
-    path = base if isinstance(base, str) else Path(base)  # a plain string may be a hub id
-    loaded = load_base(path, task=task, device=device)
-    for module in loaded.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = options.dropout
-    if options.normalization is not None:
-        loaded = replace(loaded, normalization=options.normalization)
-    return loaded
-
-
-def _check_fit(loaded: LoadedModel, codec: TextCodec, options: TrainingOptions) -> None:
-    """Refuse a model that cannot take the inputs of the task."""
-    config = loaded.model.config
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"base: expected a model of type {', '.join(SUPPORTED_MODEL_TYPES)}, got "
-            f"{config.model_type!r}"
-        )
-    if getattr(config, "is_decoder", False):
-        raise UnsupportedModelError("base: expected an encoder, got is_decoder=True")
-    masks = "mlm" in options.objectives or options.mask_share > 0
-    if masks and codec.mask_id is None:
-        raise UnsupportedModelError("base: expected a tokenizer with a [MASK] token, got none")
-    passage, question = options.windows.window_tokens[1], options.windows.question_tokens
-    needed = {
-        "seq2seq": passage + question + 3 + options.answer_tokens,
-        "mlm": passage + question + 4 + options.slots,
-        "simbert": 2 * question + 3,
-        "retrieval": max(passage, question) + 2,
-        "span": passage + question + 4,
-    }
-    longest = max(needed[objective] for objective in options.objectives)
-    most = max_positions(config)
-    if most is not None and longest > most:
-        raise InputError(
-            f"window_tokens: expected inputs of at most {most} tokens, the positions of the model, "
-            f"got up to {longest} with question_tokens, answer_tokens or slots"
-        )
-
-
-def _read(
-    data: Sequence[StrPath], codec: TextCodec, options: TrainingOptions
-) -> tuple[Corpus, DataSummary]:
-    summary = DataSummary()
-    corpus = Corpus(codec, options.windows)
-    for path in data:
-        for record in read_training_data(path, on_error=summary.issues.append):
-            if isinstance(record, Pair):
-                corpus.add_pair(record)
-            else:
-                corpus.add_question(record)
-    summary.questions, summary.answered = corpus.num_questions, corpus.num_answered
-    summary.passages, summary.pairs = len(corpus.documents), len(corpus.pairs)
-    summary.not_found = corpus.not_found
-    needs_pairs = options.task == "simbert"
-    if not (corpus.pairs if needs_pairs else corpus.num_questions):
-        raise InputError(
-            f"data: expected {'pairs' if needs_pairs else 'questions'} for the task "
-            f"{options.task}, got {summary.questions} questions and {summary.pairs} pairs, "
-            f"{len(summary.not_found)} answers that are not in their passages and "
-            f"{len(summary.issues)} records that cannot be read"
-        )
-    return corpus, summary
-
-
-def _trainer(
-    loaded: LoadedModel,
-    codec: TextCodec,
-    corpus: Corpus,
+def _job(
+    base: StrPath | None,
+    data: Sequence[StrPath],
+    held_out: StrPath | None,
     options: TrainingOptions,
-    held: tuple[list[Question], list[Pair]] | None,
-    output: Path,
-    progress: bool,
-) -> ReaderTrainer:
-    batches = TrainingBatches(
-        corpus, codec, loaded.model.config, options, _num_steps(options, corpus)
-    )
-    bfloat16 = options.bfloat16
-    if bfloat16 is None:
-        bfloat16 = multiplies_bfloat16(loaded.model.device)
-    score = None
-    if held is not None:
-        questions, pairs = held
-        objectives = drawn_objectives(options, len(corpus.pairs))
+    device: str | None,
+) -> Job:
+    if options.task == "cloze":
+        from fastmrc.training.cloze import ClozeJob
 
-        def score() -> dict[str, float]:
-            return evaluate_model(loaded, objectives, questions, pairs, options)
-
-    return ReaderTrainer(
-        loaded.model, options, batches, output / _CHECKPOINTS, score, bfloat16, progress
-    )
-
-
-def _held_out(
-    path: StrPath, options: TrainingOptions, summary: DataSummary
-) -> tuple[list[Question], list[Pair]]:
-    records = list(read_training_data(path, on_error=summary.issues.append))
-    questions = [record for record in records if isinstance(record, Question)]
-    pairs = [record for record in records if isinstance(record, Pair)]
-    if not (pairs if options.task == "simbert" else questions):
-        raise InputError(f"held_out: expected something to read for the task, got none in {path}")
-    return questions[: options.eval_questions], pairs[: options.eval_questions]
-
-
-def _num_steps(options: TrainingOptions, corpus: Corpus) -> int:
-    """Return the number of batches that the bounds other than time allow."""
-    bounds = [] if options.max_steps is None else [options.max_steps]
-    epochs = options.epochs
-    if epochs is None and not bounds and options.max_hours is None:
-        epochs = 3.0
-    if epochs is not None:
-        examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
-        size = options.retrieval_pairs if options.task == "retrieval" else options.batch_size
-        bounds.append(max(1, round(epochs * examples / size)))
-    return min(bounds, default=_ENDLESS)
+        return ClozeJob(base, data, held_out, options, device)
+    if base is None:
+        raise InputError(f"base: expected a directory or hub id for the task {options.task}")
+    return ReadingJob(base, data, held_out, options, device)
 
 
 # --- the output directory ----------------------------------------------------------------------
@@ -347,13 +190,16 @@ def _disk_errors(output: Path) -> Iterator[None]:
 
 
 def _fingerprint(
-    base: StrPath, data: Sequence[StrPath], held_out: StrPath | None, options: TrainingOptions
+    base: StrPath | None,
+    data: Sequence[StrPath],
+    held_out: StrPath | None,
+    options: TrainingOptions,
 ) -> dict[str, Any]:
     """Return what a run must have in common with the one that it resumes: not its bounds."""
     bounds = ("epochs", "max_steps", "max_hours")
     settings = {name: value for name, value in asdict(options).items() if name not in bounds}
     return {
-        "base": os.path.basename(os.path.normpath(os.fspath(base))),
+        "base": None if base is None else os.path.basename(os.path.normpath(os.fspath(base))),
         "options": json.loads(json.dumps(settings)),  # lists for tuples, as they are read back
         "data": [_digest(path) for path in data],
         "held_out": None if held_out is None else _digest(held_out),
@@ -400,9 +246,7 @@ def _claim(output: Path, run: dict[str, Any]) -> None:
     partial.replace(output / _RUN_FILE)
 
 
-def _result(
-    trainer: ReaderTrainer, summary: DataSummary, initialized: tuple[str, ...]
-) -> TrainingResult:
+def _result(trainer: ReaderTrainer, job: Job) -> TrainingResult:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     scored = [entry for entry in history if "eval_score" in entry]
@@ -417,33 +261,25 @@ def _result(
         trainer.schedule.spent / 3600,
         losses[-1] if losses else float("nan"),
         scores,
-        summary,
-        initialized,
+        job.summary,
+        job.missing,
     )
 
 
 def _save(
     output: Path,
-    loaded: LoadedModel,
+    job: Job,
     trainer: ReaderTrainer,
     options: TrainingOptions,
-    base: StrPath,
+    base: StrPath | None,
     data: Sequence[StrPath],
     result: TrainingResult,
 ) -> None:
     """Write the model; the checkpoints go when everything else is on the disk."""
     with _disk_errors(output), quiet_transformers():
-        loaded.model.save_pretrained(output)
-        loaded.tokenizer.save_pretrained(output)
-        objectives = drawn_objectives(options, result.data.pairs)
-        settings = {
-            "normalization": loaded.normalization,
-            "pooling": options.pooling,
-            "reading": reading_options(options, objectives),
-        }
-        write_json(output / SETTINGS_FILE, settings)
+        job.save(output)
         write_json(output / _LOG_FILE, trainer.state.log_history)
-        write_card(output / "README.md", base, data, options, objectives, result)
+        write_card(output / "README.md", base, data, options, job.inputs, result)
     done = output / (_CHECKPOINTS + ".done")
     (output / _CHECKPOINTS).rename(done)  # from here on the run is finished
     shutil.rmtree(done)

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from fastmrc.errors import TrainingError
-from fastmrc.training.batches import TrainingBatches
+from fastmrc.training.job import Job
 from fastmrc.training.objectives import batch_loss
 from fastmrc.training.options import TrainingOptions
 
@@ -68,17 +67,13 @@ class ReaderTrainer(Trainer):
 
     Parameters
     ----------
-    model
-        In float32, with eager attention where attention is trained.
+    job
+        Its model in float32, with eager attention where attention is trained. Where it can be
+        scored, the checkpoint with the highest score is kept, else the last one.
     options
         Of the run.
-    batches
-        The training set.
     output_dir
         Of the checkpoints.
-    score
-        Returns the scores of the model by name, ``score`` among them; the checkpoint with the
-        highest is kept. None: no evaluation, the last one is kept.
     bfloat16
         Whether products are taken in bfloat16.
     progress
@@ -87,14 +82,13 @@ class ReaderTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any,
+        job: Job,
         options: TrainingOptions,
-        batches: TrainingBatches,
         output_dir: Path,
-        score: Callable[[], dict[str, float]] | None,
         bfloat16: bool,
         progress: bool = False,
     ) -> None:
+        model, batches, score = job.model, job.batches, job.score
         seconds = None if options.max_hours is None else options.max_hours * 3600
         self.schedule = Schedule(len(batches), seconds, options.warmup)
         self._options = options

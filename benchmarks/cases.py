@@ -62,6 +62,16 @@ def bert4keras_draw(logits: NDArray[np.float32], top_k: int) -> NDArray[np.int64
     return tokens
 
 
+def cloze_positions() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return logits and word ids of 256 documents of 800 words, [256, 800]: words of a vocabulary
+    of `VOCABULARY`, as frequent as Zipf's law has it."""
+    rng = np.random.default_rng(4)
+    logits = 2 * rng.standard_normal((256, 800), dtype=np.float32)
+    shares = 1 / np.arange(1, VOCABULARY + 1)
+    ids = rng.choice(VOCABULARY, size=logits.shape, p=shares / shares.sum())
+    return logits, ids.astype(np.int32)
+
+
 def unit_vectors(count: int, dimension: int = 384) -> NDArray[np.float32]:
     """Return vectors of length 1 in random directions, float32 [count, dimension]."""
     vectors = np.random.default_rng(3).standard_normal((count, dimension), dtype=np.float32)

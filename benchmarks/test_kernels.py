@@ -248,6 +248,31 @@ def test_sample_step(benchmark: Any, threads: int, contender: str) -> None:
     run(benchmark, name, contenders[contender], rounds)
 
 
+@pytest.mark.parametrize("contender", ["fastmrc", "reference", "torch"])
+def test_attention_sum(benchmark: Any, threads: int, contender: str) -> None:
+    """The five words with the most attention, of 256 documents of 800 words, softmax included."""
+    logits, word_ids = cases.cloze_positions()
+    rows, columns = torch.from_numpy(logits), torch.from_numpy(word_ids).long()
+
+    def torch_sums() -> Any:
+        sums = torch.zeros(len(rows), cases.VOCABULARY)
+        return torch.topk(sums.scatter_add_(1, columns, torch.softmax(rows, dim=1)), 5)
+
+    words, probs, _ = ops.attention_sum(logits, word_ids, 5)
+    expected = reference.attention_sum(logits, word_ids, 5)
+    np.testing.assert_array_equal(words, expected[0])
+    np.testing.assert_allclose(probs, expected[1], rtol=1e-14)
+    np.testing.assert_allclose(torch_sums()[0], probs, rtol=1e-4)  # in float32
+    contenders: dict[str, Callable[[], Any]] = {
+        "fastmrc": lambda: ops.attention_sum(logits, word_ids, 5),
+        "reference": lambda: reference.attention_sum(logits, word_ids, 5),
+        "torch": torch_sums,
+    }
+    rounds = 5 if contender == "reference" else 100
+    name = f"attention-sum, top 5 [256, 800], {threads} threads"
+    run(benchmark, name, contenders[contender], rounds)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the import of faiss
 @pytest.mark.parametrize("contender", ["fastmrc", "faiss", "torch", "torch.mm"])
 def test_exact_search(benchmark: Any, threads: int, contender: str) -> None:

@@ -30,37 +30,44 @@ struct Sum {
 // The words of one row, in the order of their first positions.
 class WordSums {
  public:
-  // Adds up the weights of `count` positions by word.
-  void sum(const int32_t* positions, const int32_t* words, const double* weights, int64_t count) {
+  // Adds up the weights of `count` positions by word; returns the first position of a negative
+  // word, -1 if there is none.
+  int32_t sum(const int32_t* positions, const int32_t* words, const double* weights,
+              int64_t count) {
     int bits = 2;
     while ((int64_t{1} << bits) < 2 * count) ++bits;
-    table_.assign(size_t{1} << bits, Slot());
-    entries_.resize(static_cast<size_t>(count));
-    Slot* const table = table_.data();
+    const size_t mask = (size_t{1} << bits) - 1;
+    keys_.assign(mask + 1, -1);
+    if (slots_.size() <= mask) slots_.resize(mask + 1);
+    if (entries_.size() < static_cast<size_t>(count)) entries_.resize(static_cast<size_t>(count));
+    int32_t* const keys = keys_.data();
+    int32_t* const slots = slots_.data();
     Entry* const entries = entries_.data();
-    const size_t mask = table_.size() - 1;
     int32_t found = 0;
     for (int64_t j = 0; j < count; ++j) {
       const int32_t position = positions[j];
       const int32_t word = words[position];
+      if (word < 0) return position;
       size_t at = (static_cast<uint32_t>(word) * 2654435769u) >> (32 - bits);
       // One branch asks whether the slot is of another word, which is rare. Whether a word is new,
       // nothing foretells: no branch for that.
-      while ((table[at].word != word) & (table[at].word >= 0)) at = (at + 1) & mask;
-      const bool is_new = table[at].word < 0;
-      const int32_t i = is_new ? found : table[at].entry;
-      table[at] = {word, i};
+      while ((keys[at] != word) & (keys[at] >= 0)) at = (at + 1) & mask;
+      const bool is_new = keys[at] < 0;
+      const int32_t i = is_new ? found : slots[at];
+      keys[at] = word;
+      slots[at] = i;
       entries[found] = {Sum(), word, position};  // overwritten unless it is new
       entries[i].sum.add(weights[j]);
       found += is_new ? 1 : 0;
     }
-    entries_.resize(static_cast<size_t>(found));
+    found_ = found;
+    return -1;
   }
 
   // Writes the k words of the largest sums; equal ones by first position.
   void write_largest(int64_t k, int32_t* words, double* probs, int32_t* first) {
     Sum total;
-    ranked_.resize(entries_.size());
+    ranked_.resize(static_cast<size_t>(found_));
     for (size_t j = 0; j < ranked_.size(); ++j) {
       ranked_[j] = {entries_[j].sum.value(), j};
       total.add(ranked_[j].value);
@@ -79,10 +86,6 @@ class WordSums {
   }
 
  private:
-  struct Slot {
-    int32_t word = -1;  // -1: free
-    int32_t entry = 0;
-  };
   struct Entry {
     Sum sum;
     int32_t word, first;
@@ -96,8 +99,10 @@ class WordSums {
     }
   };
 
-  std::vector<Slot> table_;
-  std::vector<Entry> entries_;
+  std::vector<int32_t> keys_;   // open addressing: the word of a slot, -1 if it is free
+  std::vector<int32_t> slots_;  // its entry
+  std::vector<Entry> entries_;  // the first found_ are in use
+  int32_t found_ = 0;
   std::vector<Ranked> ranked_;
 };
 
@@ -108,22 +113,15 @@ struct Scratch {
   WordSums sums;
 };
 
-[[noreturn]] void refuse_position(float logit, int32_t word, int64_t row, int32_t position) {
-  const std::string place =
-      " at row " + std::to_string(row) + ", position " + std::to_string(position);
-  if (logit < INFINITY) {
-    throw std::invalid_argument("word_ids: expected 0 or more, got " + std::to_string(word) +
-                                place);
-  }
-  throw std::invalid_argument("logits: expected numbers below infinity, got " +
-                              std::to_string(logit) + place);
+[[noreturn]] void refuse(const std::string& what, int64_t row, int32_t position) {
+  throw std::invalid_argument(what + " at row " + std::to_string(row) + ", position " +
+                              std::to_string(position));
 }
 
 // Lists the positions of a row that count, and their logits. Those of -inf have no weight.
 void list_positions(const AttentionSum& input, int64_t row, Scratch& scratch) {
   const int64_t cols = input.logits.cols;
   const int64_t length = input.lengths == nullptr ? cols : input.lengths[row];
-  const int32_t* words = input.word_ids + row * cols;
   std::vector<int32_t>& positions = scratch.positions;
   positions.resize(static_cast<size_t>(length));
   std::iota(positions.begin(), positions.end(), 0);
@@ -138,13 +136,14 @@ void list_positions(const AttentionSum& input, int64_t row, Scratch& scratch) {
   kernels().gather(input.logits.row(row), input.logits.dtype, positions.data(),
                    static_cast<int64_t>(positions.size()), logits.data());
   bool sound = true, masked = false;  // of all at once, as nearly always all are sound
-  for (size_t j = 0; j < positions.size(); ++j) {
-    sound &= (logits[j] < INFINITY) & (words[positions[j]] >= 0);
-    masked |= logits[j] == -INFINITY;
+  for (const float logit : logits) {
+    sound &= logit < INFINITY;
+    masked |= logit == -INFINITY;
   }
-  for (size_t j = 0; !sound && j < positions.size(); ++j) {
-    if (logits[j] < INFINITY && words[positions[j]] >= 0) continue;
-    refuse_position(logits[j], words[positions[j]], row, positions[j]);
+  for (size_t j = 0; !sound && j < logits.size(); ++j) {
+    if (logits[j] < INFINITY) continue;
+    refuse("logits: expected numbers below infinity, got " + std::to_string(logits[j]), row,
+           positions[j]);
   }
   if (!masked) return;
   size_t kept = 0;
@@ -163,8 +162,11 @@ void sum_row(const AttentionSum& input, int64_t row, Scratch& scratch) {
   scratch.weights.resize(count);
   kernels().exp_to_largest(scratch.logits.data(), static_cast<int64_t>(count),
                            scratch.weights.data());
-  scratch.sums.sum(scratch.positions.data(), input.word_ids + row * input.logits.cols,
-                   scratch.weights.data(), static_cast<int64_t>(count));
+  const int32_t* words = input.word_ids + row * input.logits.cols;
+  const int32_t negative = scratch.sums.sum(scratch.positions.data(), words, scratch.weights.data(),
+                                            static_cast<int64_t>(count));
+  if (negative < 0) return;
+  refuse("word_ids: expected 0 or more, got " + std::to_string(words[negative]), row, negative);
 }
 
 }  // namespace

@@ -426,7 +426,8 @@ def attention_sum(
     """Choose the words whose positions have the largest sums of attention.
 
     The attention is the softmax over the positions that count: those before the row's length whose
-    mask is set. Kadlec et al., "Text Understanding with the Attention Sum Reader Network", 2016.
+    mask is set; a logit more than 708 below the largest has a share of 0. Kadlec et al., "Text
+    Understanding with the Attention Sum Reader Network", 2016.
 
     Parameters
     ----------

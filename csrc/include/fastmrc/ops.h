@@ -113,11 +113,11 @@ struct AttentionSum {
   const int64_t* lengths = nullptr;  // [rows], null: all positions
 };
 
-// The k words of each row with the largest sums of the softmax over the positions that count; equal
-// sums by first position. words, first (position): [rows, k] padded with -1; probs: [rows, k]
-// padded with 0. Weights and sums are accurate to double precision. Throws std::invalid_argument
-// for NaN, +inf or a negative word id at a position that counts and for lengths beyond the
-// positions.
+// The k words of each row with the largest sums of the softmax over the positions that count,
+// logits more than 708 below the largest having no share; equal sums by first position. words,
+// first (position): [rows, k] padded with -1; probs: [rows, k] padded with 0. Weights and sums are
+// accurate to double precision. Throws std::invalid_argument for NaN, +inf or a negative word id at
+// a position that counts and for lengths beyond the positions.
 void attention_sum(const AttentionSum& input, int64_t k, int32_t* words, double* probs,
                    int32_t* first);
 

@@ -15,6 +15,9 @@ from fastmrc.reference.ops import logit_rows
 
 __all__ = ["attention_sum", "bilstm_logits"]
 
+# Below it exponentials leave the range of normal numbers.
+_NOTHING = -708.0
+
 Weights = Mapping[str, NDArray[np.floating[Any]]]
 
 
@@ -29,7 +32,8 @@ def attention_sum(
     """Choose the words whose positions have the largest sums of attention.
 
     The attention is the softmax over the positions that count: those before the row's length whose
-    mask is set. Kadlec et al., "Text Understanding with the Attention Sum Reader Network", 2016.
+    mask is set; a logit more than 708 below the largest has a share of 0. Kadlec et al., "Text
+    Understanding with the Attention Sum Reader Network", 2016.
 
     Parameters
     ----------
@@ -105,13 +109,14 @@ def _ranked_words(
         if not logit < math.inf:
             place = f"at row {row}, position {i}"
             raise InputError(f"logits: expected numbers below infinity, got {logit} {place}")
-        if words[i] < 0:
+        if words[i] < 0 and logit > -math.inf:
             place = f"at row {row}, position {i}"
             raise InputError(f"word_ids: expected 0 or more, got {words[i]} {place}")
         largest = max(largest, logit)
     for i, logit in enumerate(logits):
         if counts[i] and logit > -math.inf:
-            weights.setdefault(words[i], []).append(math.exp(logit - largest))
+            weight = 0.0 if logit - largest < _NOTHING else math.exp(logit - largest)
+            weights.setdefault(words[i], []).append(weight)
             first.setdefault(words[i], i)
     # Rounded once, so that equal weights give equal sums in any order.
     sums = {word: math.fsum(own) for word, own in weights.items()}

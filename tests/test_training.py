@@ -26,6 +26,7 @@ from fastmrc.reference.encoder import ReencodingEncoder
 from fastmrc.similarity import SimilarityModel
 from fastmrc.text import TextCodec
 from fastmrc.training import LossWeights, TrainingOptions, WindowOptions, train
+from fastmrc.training import reading as reading_module
 from fastmrc.training import run as run_module
 from fastmrc.training.batches import (
     Row,
@@ -762,7 +763,7 @@ def test_the_first_bound_ends_a_run(codec: TextCodec) -> None:
     corpus = make_corpus(codec)  # four questions, three pairs
 
     def steps(task: Any = "mlm", **bounds: Any) -> int:
-        return run_module._num_steps(TrainingOptions(task=task, batch_size=2, **bounds), corpus)
+        return reading_module._num_steps(TrainingOptions(task=task, batch_size=2, **bounds), corpus)
 
     assert steps() == 6 and steps(max_steps=5) == 5 and steps(epochs=2) == 4
     assert steps(max_steps=5, epochs=2) == 4 and steps("simbert", epochs=2) == 6
@@ -790,7 +791,7 @@ def test_the_best_checkpoint_is_kept(
         kept.append(loaded.model.get_input_embeddings().weight.detach().clone())
         return {"score": next(scores)}
 
-    monkeypatch.setattr(run_module, "evaluate_model", score)
+    monkeypatch.setattr(reading_module, "evaluate_model", score)
     options = options_of(max_steps=9)
     result = train(tiny_bert_dir, [data], tmp_path / "out", options, held_out=data)
     assert result.scores == {"score": 9.0}

@@ -61,21 +61,14 @@ class ReadingJob:
             _INPUTS[objective].format(slots=options.slots, pooling=options.pooling)
             for objective in self._objectives
         )
-        self.batches = TrainingBatches(
-            self._corpus, self._codec, self.model.config, options, self._num_steps()
-        )
+        count = _num_steps(options, self._corpus)
+        self.batches = TrainingBatches(self._corpus, self._codec, self.model.config, options, count)
         self.score = None
         if held_out is not None:
             questions, held_pairs = _held_out(held_out, options, self.summary)
             self.score = lambda: evaluate_model(
                 self._loaded, self._objectives, questions, held_pairs, options
             )
-
-    def _num_steps(self) -> int:
-        options, corpus = self._options, self._corpus
-        examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
-        size = options.retrieval_pairs if options.task == "retrieval" else options.batch_size
-        return num_steps(options, examples, size)
 
     def initialize(self) -> None:
         heads = self._options.copy_heads
@@ -160,6 +153,12 @@ def _read(
             f"{len(summary.issues)} records that cannot be read"
         )
     return corpus, summary
+
+
+def _num_steps(options: TrainingOptions, corpus: Corpus) -> int:
+    examples = 2 * len(corpus.pairs) if options.task == "simbert" else corpus.num_questions
+    size = options.retrieval_pairs if options.task == "retrieval" else options.batch_size
+    return num_steps(options, examples, size)
 
 
 def _held_out(

@@ -15,6 +15,7 @@ from fastmrc.cli import main
 from fastmrc.cloze import BLANK, ClozeDocument, ClozeReader
 from fastmrc.cloze.bilstm import BiLSTMEncoder
 from fastmrc.cloze.encoder import ClozeEncoder
+from fastmrc.cloze.model import load_cloze_encoder, save_cloze_encoder
 from fastmrc.cloze.transformer import TransformerEncoder
 from fastmrc.pretrained import load_model
 from fastmrc.recipes import zh_cloze
@@ -163,7 +164,7 @@ def test_a_bilstm_learns(match: Any, data: dict[str, Path], tmp_path: Path) -> N
     assert result.data.questions == 40 and result.steps == 200
     log = json.loads((tmp_path / "out" / "training_log.json").read_text("utf-8"))
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert losses[-1] < losses[0] - 0.15
+    assert losses[-1] < losses[0] - (0.15 if match == "states" else 0.03)
     reader = ClozeReader.from_pretrained(tmp_path / "out")
     assert reader.fill([*story(np.random.default_rng(9)), BLANK, "天气"]).words
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
@@ -195,6 +196,16 @@ def test_upper_layers_of_the_packaged_model(data: dict[str, Path], tmp_path: Pat
     upper = [layer.encoder.layer[1].output.dense.weight for layer in (encoder.body, packaged)]
     torch.testing.assert_close(*lower)
     assert not torch.equal(*upper)
+    # Packaged, as factors of the changes: of full rank the same model.
+    words = ["北京", "天气", "上海", BLANK]
+    expected = encoder(encoder.rows(words, [3]))
+    for rank, tolerance in ((384, 2e-3), (4, 0.5)):
+        packed = tmp_path / f"rank{rank}"
+        packed.mkdir()
+        save_cloze_encoder(encoder, packed, layers=1, rank=rank)
+        again = load_cloze_encoder(packed)
+        torch.testing.assert_close(again(again.rows(words, [3])), expected, atol=tolerance, rtol=0)
+    assert (tmp_path / "rank4" / "cloze.safetensors").stat().st_size < 900_000
 
 
 class Killed(Exception):

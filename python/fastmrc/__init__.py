@@ -14,7 +14,8 @@ from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.types import Answer, Candidate, Span, Timings
 
 if TYPE_CHECKING:
-    from fastmrc import integrations, metrics, ops, reference
+    from fastmrc import cloze, integrations, metrics, ops, reference
+    from fastmrc.cloze.reader import ClozeReader
     from fastmrc.constraints import SpanIndex, Trie
     from fastmrc.readers.mlm import MLMReader
     from fastmrc.readers.seq2seq import Seq2SeqReader
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Candidate",
+    "ClozeReader",
     "InputError",
     "MLMReader",
     "Seq2SeqReader",
@@ -36,6 +38,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "build_info",
+    "cloze",
     "get_num_threads",
     "integrations",
     "metrics",
@@ -46,12 +49,14 @@ __all__ = [
 
 # Public names that are imported on first use: name -> (module, attribute or None for the module).
 _LAZY = {
+    "ClozeReader": ("fastmrc.cloze.reader", "ClozeReader"),
     "MLMReader": ("fastmrc.readers.mlm", "MLMReader"),
     "Seq2SeqReader": ("fastmrc.readers.seq2seq", "Seq2SeqReader"),
     "SimilarityModel": ("fastmrc.similarity", "SimilarityModel"),
     "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
     "SpanReader": ("fastmrc.readers.span", "SpanReader"),
     "Trie": ("fastmrc.constraints", "Trie"),
+    "cloze": ("fastmrc.cloze", None),
     "integrations": ("fastmrc.integrations", None),
     "metrics": ("fastmrc.metrics", None),
     "ops": ("fastmrc.ops", None),

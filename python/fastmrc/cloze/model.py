@@ -3,8 +3,10 @@
 ``fastmrc.json`` has the key ``cloze``, an object with ``encoder`` and its settings;
 ``cloze.safetensors`` holds the weights. A ``bilstm`` has its words in ``words.txt``, one a line. A
 ``transformer`` is a directory that transformers reads, to which ``cloze.safetensors`` adds the
-pointer; with ``"body": "packaged"`` the body is that of fastmrc's own reader, of which
-``cloze.safetensors`` replaces some layers.
+pointer; with ``"body": "packaged"`` the body is that of fastmrc's own reader, and
+``cloze.safetensors`` holds what is to be changed in it: a weight ``name``, or, for a matrix, two
+factors ``name.up`` [out, rank] and ``name.down`` [rank, in] in float16, whose product is added to
+it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from fastmrc.cloze.bilstm import BiLSTMEncoder
 from fastmrc.cloze.encoder import ClozeEncoder
 from fastmrc.cloze.transformer import TransformerEncoder
 from fastmrc.errors import InputError, UnsupportedModelError
-from fastmrc.int8 import load_int8_weights, save_int8_weights
 from fastmrc.model_files import write_json, write_weights
 from fastmrc.pretrained import SETTINGS_FILE, load_model, packaged_model_path, quiet_transformers
 
@@ -32,6 +34,7 @@ __all__ = ["load_cloze_encoder", "packaged_cloze_path", "save_cloze_encoder"]
 
 _WEIGHTS_FILE = "cloze.safetensors"
 _WORDS_FILE = "words.txt"
+_UP, _DOWN = ".up", ".down"
 _PACKAGED_MODEL = "zh-cloze"
 
 
@@ -64,8 +67,9 @@ def load_cloze_encoder(
         raise InputError(f"path: there is no directory '{directory}'")
     settings = _read_settings(directory)
     try:
-        weights = load_int8_weights(directory / _WEIGHTS_FILE)
+        weights = load_file(directory / _WEIGHTS_FILE)
         encoder = _made(directory, settings)
+        _multiply_factors(encoder, weights)
         unknown = encoder.load_state_dict(weights, strict=False).unexpected_keys
         missing = set(dict(encoder.named_parameters())) - set(weights)
         needed = {name for name in missing if not name.startswith("body.")}
@@ -112,8 +116,17 @@ def _made(directory: Path, settings: Mapping[str, Any]) -> ClozeEncoder:
     )
 
 
+def _multiply_factors(encoder: ClozeEncoder, weights: dict[str, torch.Tensor]) -> None:
+    """Replace pairs of factors by the weights that they change."""
+    own = encoder.state_dict()
+    for up in [name for name in weights if name.endswith(_UP)]:
+        name = up.removesuffix(_UP)
+        product = weights.pop(up).float() @ weights.pop(name + _DOWN).float()
+        weights[name] = own[name] + product
+
+
 def save_cloze_encoder(
-    encoder: ClozeEncoder, directory: Path, *, layers: int | None = None
+    encoder: ClozeEncoder, directory: Path, *, layers: int | None = None, rank: int | None = None
 ) -> None:
     """Write an encoder into an existing directory.
 
@@ -125,7 +138,10 @@ def save_cloze_encoder(
         Where its files go; ``fastmrc.json`` is written anew.
     layers
         For a transformer made of the packaged reader: only so many upper layers have changed and
-        are written, in int8 with a scale per row; None: the whole body is.
+        are written; None: the whole body is.
+    rank
+        With `layers`: of the changes of matrices only the nearest of this rank are written (Eckart
+        and Young 1936); None: the matrices are.
     """
     settings = encoder.settings()
     weights = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
@@ -136,7 +152,9 @@ def save_cloze_encoder(
     elif isinstance(encoder, TransformerEncoder) and layers is not None:
         upper = encoder.upper_layers(layers)
         kept = {name: w for name, w in weights.items() if name.startswith(("pointer.", *upper))}
-        save_int8_weights(kept, directory / _WEIGHTS_FILE)
+        if rank is not None:
+            kept = _factored(kept, rank)
+        write_weights(directory / _WEIGHTS_FILE, kept)
         settings |= {"body": "packaged"}
     elif isinstance(encoder, TransformerEncoder):
         pointer = {name: w for name, w in weights.items() if name.startswith("pointer.")}
@@ -145,3 +163,20 @@ def save_cloze_encoder(
             encoder.tokenizer.save_pretrained(directory)
         write_weights(directory / _WEIGHTS_FILE, pointer)
     write_json(directory / SETTINGS_FILE, {"cloze": settings})
+
+
+def _factored(weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Return factors of the changes of matrices of the packaged body, all other weights in
+    float16."""
+    base = load_model().model.base_model.state_dict()
+    out: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        before = base.get(name.removeprefix("body."))
+        if before is None or weight.ndim != 2:
+            out[name] = weight.half()
+            continue
+        u, s, v = torch.linalg.svd(weight.float() - before, full_matrices=False)
+        root = s[:rank].sqrt()  # shared between the factors, so that both fit float16
+        out[name + _UP] = (u[:, :rank] * root).half().contiguous()
+        out[name + _DOWN] = (root[:, None] * v[:rank]).half().contiguous()
+    return out

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_json_lines(tmp_path: Path) -> None:
     ("text", "messages"),
     [
         (CMRC_2017, ["3: the last document has no query line; is the file cut off?"]),
-        ("1 ||| 北京\n<q> ||| 北京\n", ["2: expected the word XXXXX, got none"]),
+        ("1 ||| 北京\n<q> ||| 北京\n", ["2: expected XXXXX between spaces, got none"]),
         ("1 ||| XXXXX\n2 || 北京\n<q> ||| XXXXX\n", ["2: expected n ||| sentence or <id> |||"]),
         ("1 ||| XXXXX\n<q> ||| \n1 ||| XXXXX\n<q> ||| \n", ["4: id: 'q' was used before"]),
         ('{"id": "a"}\n', ['1: expected "words", a list of strings']),
@@ -260,6 +261,21 @@ def test_windows_show_every_word_once(tiny_bert_dir: Path) -> None:
         words[blank] = VOCABULARY[blank % 5]
 
 
+def test_windows_hold_long_words(tiny_bert_dir: Path) -> None:
+    encoder = TransformerEncoder(load_model(tiny_bert_dir), 32)
+    words = ["1.2-3/4.5" * 10, "北京", BLANK, "1.2-3/4.5" * 10, "天气"] * 3
+    rows = encoder.rows(words, [2])
+    assert max(len(row.tokens) for row in rows) <= 32
+    assert sorted(p for row in rows for p in row.positions.tolist()) == [
+        i for i, word in enumerate(words) if word != BLANK
+    ]
+
+
+def test_layers_beyond_the_model(tiny_bert_dir: Path) -> None:
+    with pytest.raises(InputError, match="layers: expected 1 to"):
+        TransformerEncoder(load_model(tiny_bert_dir), layers=99)
+
+
 def test_settings_that_do_not_fit(tiny_bert_dir: Path) -> None:
     vectors = np.zeros((3, 8), np.float32)
     with pytest.raises(InputError, match="vectors: expected 2, one per word"):
@@ -342,6 +358,16 @@ def test_a_text_is_cut_into_words(tiny_bert: TransformerEncoder) -> None:
     assert answer.document.words == ("北京", "的", "天气", "。", BLANK, "在", "上海", "。")
 
 
+def test_threads_share_a_reader(encoder: ClozeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmrc.cloze.transformer._CACHED_WORDS", 3)  # full again and again
+    reader = ClozeReader(encoder)
+    documents = [tuple(WORDS[i:]) + (BLANK, "北京") for i in range(12)]
+    expected = [answer.text for answer in reader.fill_batch(documents)]
+    with ThreadPoolExecutor(4) as threads:
+        rounds = [threads.submit(reader.fill_batch, documents) for _ in range(12)]
+        assert all([a.text for a in own.result()] == expected for own in rounds)
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -350,6 +376,7 @@ def test_a_text_is_cut_into_words(tiny_bert: TransformerEncoder) -> None:
         ([], "document: expected a blank"),
         (["北京"], "document: expected a blank"),
         (5, "document: expected a text or a sequence of words, got int"),
+        ([BLANK, "a\nb"], "document: expected words without line breaks and tabs"),
         ([BLANK, 5], "document: expected a text or a sequence of words, got list"),
         ("XXXXX\udcff", "document: "),
     ],
@@ -440,11 +467,21 @@ def test_command_cloze_on_a_text(
     assert capsys.readouterr().out == first
 
 
+def test_command_cloze_reads_documents_from_the_standard_input(
+    model_dir: Path, cloze_file: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(cloze_file.read_bytes()), "utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    many = ["--top-words", "2000000000", "--json"]  # more words than there are
+    assert main(["cloze", "-", "--model", str(model_dir), *many]) == 0
+    assert capsys.readouterr().out.count("qid_") == 5
+
+
 def test_command_cloze_errors(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "text.txt"
     for text, message in [
         ("北京的天气。", "expected a blank"),
-        (" \n", "expected a text with the blank XXXXX, got nothing"),
+        (" \n", "text.txt: document: expected a blank"),
         ("1 ||| 北京\n<q> ||| \n", "no document could be read"),
     ]:
         path.write_text(text, "utf-8")
@@ -496,9 +533,28 @@ def test_predict_refuses_options_of_readers(
 ) -> None:
     command = ["predict", "--method", "cloze", "--data", str(cloze_file), "--model", str(model_dir)]
     command += ["--out", str(tmp_path / "out")]
-    for extra in (["--beam-size", "2"], ["--dtype", "bfloat16"], ["--baseline"]):
+    flags = ["--baseline"], ["--local-files-only"]
+    for extra in (["--beam-size", "2"], ["--dtype", "bfloat16"], *flags):
         assert main([*command, *extra]) == 2
         assert f"{extra[0]}: no option of --method cloze" in capsys.readouterr().err
+
+
+def test_answers_that_are_not_known_are_not_scored(cloze_file: Path, capsys: Any) -> None:
+    predictions = cloze_file.with_suffix(".tsv")
+    predictions.write_text("qid_0\t北京\n", "utf-8")
+    command = ["evaluate", "--data", str(cloze_file), "--predictions", str(predictions)]
+    assert main([*command, "--metric", "accuracy"]) == 2
+    assert "got none for 5 of 5, the first 'qid_0'" in capsys.readouterr().err
+
+
+def test_ids_that_a_format_cannot_hold(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    path, out = tmp_path / "ids.jsonl", tmp_path / "out"
+    path.write_text(json.dumps({"id": "a b", "words": [BLANK, "北京"]}) + "\n", "utf-8")
+    command = ["predict", "--method", "cloze", "--data", str(path), "--model", str(model_dir)]
+    command += ["--out", str(out)]
+    assert main([*command, "--format", "cmrc2017"]) == 2 and not out.exists()
+    assert "id: 'a b' cannot be written with --format cmrc2017" in capsys.readouterr().err
+    assert main(command) == 0 and out.read_text("utf-8") == "a b\t北京\n"
 
 
 def test_a_prediction_of_several_blanks(tmp_path: Path, model_dir: Path) -> None:
@@ -507,6 +563,9 @@ def test_a_prediction_of_several_blanks(tmp_path: Path, model_dir: Path) -> None
     command = ["predict", "--method", "cloze", "--data", str(path), "--model", str(model_dir)]
     assert main([*command, "--out", str(out)]) == 0
     assert out.read_text("utf-8") == "a\t北京 北京\n"
+    path.write_text(json.dumps({"id": "a", "words": [BLANK, "。", BLANK]}) + "\n", "utf-8")
+    assert main([*command, "--out", str(out), "--overwrite"]) == 0
+    assert out.read_text("utf-8") == "a\t\n"
 
 
 def test_accuracy_by_hand() -> None:

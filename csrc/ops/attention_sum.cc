@@ -1,6 +1,7 @@
 // Probabilities of words that occur at several positions. Weights are computed together in double
-// precision and added up per word in a small table of open addressing; compensation makes sums of
-// the same weights equal in any order, so that words tie where their weights do.
+// precision and added up per word in a small table of open addressing; sums carry what rounding
+// took from them, so that those of the same weights, rounded once at the end, are equal in any
+// order but for cases far rarer than tests can find, and words tie where their weights do.
 #include <algorithm>
 #include <cmath>
 #include <numeric>

@@ -316,7 +316,7 @@ def restore_order(
     """
     name = os.path.realpath(path)
     with open(name, "rb") as complete:
-        predictions = _parse_lines(name, complete.read())
+        predictions = keyed_lines(name, enumerate(complete, start=1), line_format.parse)
     ordered = [question_id for question_id in order if question_id in predictions]
     if ordered == list(predictions):
         return False

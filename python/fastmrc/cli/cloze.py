@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastmrc.cli import common
-from fastmrc.cloze.documents import BLANK, ClozeDocument, is_cloze_file, read_cloze
-from fastmrc.data import DataIssue, decode_utf8
+from fastmrc.cloze.documents import BLANK, ClozeDocument, holds_cloze, parse_cloze
+from fastmrc.data import BOM, DataIssue, decode_utf8
 from fastmrc.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="CMRC 2017 documents, JSON lines, or one text; - is a text on the standard input",
+        help="CMRC 2017 documents, JSON lines, or one text; - is the standard input",
     )
     parser.add_argument(
         "--top-words",
@@ -63,25 +63,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: str, issues: list[DataIssue]) -> list[ClozeDocument]:
-    if path != "-" and is_cloze_file(path):
-
-        def skip(issue: DataIssue) -> None:
-            issues.append(issue)
-            common.report_issue(issue)
-
-        documents = list(read_cloze(path, on_error=skip))
-        if not documents:
-            raise InputError(f"{path}: no document could be read")
-        return documents
     if path == "-":
-        raw = sys.stdin.buffer.read()
+        name, raw = "standard input", sys.stdin.buffer.read()
     else:
         with open(path, "rb") as file:
-            raw = file.read()
-    text = decode_utf8(raw)
-    if not text.strip():
-        raise InputError(f"{path}: expected a text with the blank {BLANK}, got nothing")
-    return [ClozeDocument.of(text)]
+            name, raw = path, file.read()
+    if not holds_cloze(raw):
+        try:
+            return [ClozeDocument.of(decode_utf8(raw.removeprefix(BOM)))]
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+    def skip(issue: DataIssue) -> None:
+        issues.append(issue)
+        common.report_issue(issue)
+
+    documents = list(parse_cloze(name, raw, skip))
+    if not documents:
+        raise InputError(f"{name}: no document could be read")
+    return documents
 
 
 def _record(answer: ClozeAnswer) -> dict[str, Any]:

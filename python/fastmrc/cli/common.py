@@ -290,8 +290,7 @@ def search_options(args: argparse.Namespace) -> dict[str, Any]:
 def refuse_search_options(args: argparse.Namespace) -> None:
     """Raise InputError for options of readers that the cloze reader does not have."""
     others = _given(args, ("normalization", "dtype", "revision"))
-    if args.baseline:
-        others["baseline"] = True
+    others |= {name: True for name in ("baseline", "local_files_only") if getattr(args, name)}
     _refuse_others(args.method, _given_search_options(args) | others, set())
 
 

@@ -30,13 +30,14 @@ def add_parser(subparsers: common.SubParsers) -> None:
         required=True,
         metavar="FILE",
         help="JSON lines, a JSON array or SQuAD JSON; for sogou lines of "
-        "id<TAB>answer<TAB>accepted answers separated by |",
+        "id<TAB>answer<TAB>accepted answers separated by |; for accuracy also CMRC 2017 documents "
+        "or answers",
     )
     parser.add_argument(
         "--predictions",
         required=True,
         metavar="FILE",
-        help='lines of id<TAB>answer, or one JSON object {"id": "answer", ...}',
+        help='lines of id<TAB>answer or <id> ||| answer, or one JSON object {"id": "answer", ...}',
     )
     parser.add_argument("--metric", required=True, choices=METRICS)
     parser.add_argument(

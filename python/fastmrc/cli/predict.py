@@ -20,9 +20,11 @@ from fastmrc.errors import InputError
 from fastmrc.predictions import (
     LINE_FORMATS,
     TAB_SEPARATED,
+    LineFormat,
     PredictionWriter,
     Progress,
     check_progress,
+    prediction_line,
     restore_order,
 )
 
@@ -141,6 +143,7 @@ def _predict(args: argparse.Namespace) -> Summary:
     ids = [question.id for question in task.read(skip)]
     if not ids:
         raise InputError(f"{args.data}: no question could be read")
+    _check_ids(ids, line_format)
     progress = Progress() if args.overwrite else check_progress(args.out, ids, line_format)
     summary.questions, summary.already_done = len(ids), len(progress.done)
     if summary.already_done == summary.questions:
@@ -152,6 +155,19 @@ def _predict(args: argparse.Namespace) -> Summary:
             _answer_all(answer, todo, args.batch_size, writer, summary)
     restore_order(args.out, ids, line_format)
     return summary
+
+
+def _check_ids(ids: Sequence[str], line_format: LineFormat) -> None:
+    """Refuse ids that could not be read back."""
+    for question_id in ids:
+        try:
+            (read, _) = line_format.parse(prediction_line(question_id, "", line_format).encode())
+        except InputError:
+            read = ""
+        if read != question_id:
+            raise InputError(
+                f"id: {question_id!r} cannot be written with --format {line_format.name}"
+            )
 
 
 class _Item(Protocol):
@@ -198,7 +214,7 @@ def _cloze_task(args: argparse.Namespace) -> _Task:
 
         def answer(batch: Sequence[ClozeDocument]) -> list[str]:
             filled = reader.fill_batch(batch, top_words=1)
-            return [" ".join(blank.text for blank in answer.blanks) for answer in filled]
+            return [" ".join(filter(None, (b.text for b in own.blanks))) for own in filled]
 
         return answer
 

@@ -125,7 +125,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         **number,
     )
     add("encoder", "of cloze", choices=("transformer", "bilstm"))
-    add("blanks", "cloze questions asked of a document at once, by a transformer", **whole)
+    add(
+        "blanks",
+        "cloze questions asked of a document at once, by a transformer (default: 8)",
+        **whole,
+    )
     add("labelled_share", "of the cloze examples from documents with blanks", **number)
     add("max_tokens", "longest cloze input (default: the model's positions)", **whole)
     add("layers", "of the base that a cloze transformer keeps (default: all)", **whole)

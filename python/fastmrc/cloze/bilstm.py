@@ -105,15 +105,13 @@ class BiLSTMEncoder(ClozeEncoder):
     def rows(self, words: Sequence[str], blanks: Sequence[int]) -> list[ClozeRow]:
         tokens = self.word_ids(words)
         tokens[list(blanks)] = UNKNOWN
-        chosen = [i for i, word in enumerate(words) if is_word(word)]
-        rows = []
-        for blank in blanks:
-            # Other blanks are unknown words that are not to be chosen.
-            positions = np.array([i for i in chosen if i not in blanks], np.int32)
-            columns = np.stack([positions, positions], axis=1)
-            at = np.array([blank], np.int32)
-            rows.append(ClozeRow(at, positions, tokens, at, columns))
-        return rows
+        # Other blanks are unknown words that are not to be chosen.
+        hidden = set(blanks)
+        chosen = [i for i, word in enumerate(words) if is_word(word) and i not in hidden]
+        positions = np.array(chosen, np.int32)
+        columns = np.stack([positions, positions], axis=1)
+        asked = [np.array([blank], np.int32) for blank in blanks]
+        return [ClozeRow(at, positions, tokens, at, columns) for at in asked]
 
     def forward(self, rows: Sequence[ClozeRow]) -> torch.Tensor:
         sides = [side for row in rows for side in _sides(row)]

@@ -12,17 +12,18 @@ JSON lines
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from fastmrc.cloze.words import cut_words
 from fastmrc.data import (
     BOM,
+    LINE_BREAKS,
     DataIssue,
     OnError,
     StrPath,
@@ -37,8 +38,11 @@ from fastmrc.predictions import CMRC_2017
 __all__ = [
     "BLANK",
     "ClozeDocument",
+    "answers_beside",
     "cut_text",
+    "holds_cloze",
     "is_cloze_file",
+    "parse_cloze",
     "read_any_cloze_answers",
     "read_cloze",
     "read_cloze_answers",
@@ -90,7 +94,7 @@ class ClozeDocument:
         elif isinstance(document, str):
             made = cls("", tuple(cut_text(check_text("document", document))))
         elif isinstance(document, Sequence) and all(isinstance(word, str) for word in document):
-            made = cls("", tuple(check_text("document", word) for word in document))
+            made = cls("", _checked("document", document))
         else:
             got = type(document).__name__
             raise InputError(f"document: expected a text or a sequence of words, got {got}")
@@ -111,11 +115,17 @@ def cut_text(text: str) -> Iterator[str]:
 def is_cloze_file(path: StrPath) -> bool:
     """Tell by its first line with content whether a file holds documents with blanks."""
     with open(path, "rb") as file:
-        for raw in file:
-            line = raw.removeprefix(BOM).strip()
-            if line:
-                return _is_numbered(line) or _is_json_cloze(line)
-    return False
+        return holds_cloze(file.read())
+
+
+def holds_cloze(raw: bytes) -> bool:
+    """Tell by the first line with content whether bytes hold documents with blanks."""
+    line = _first_line(raw)
+    return _is_numbered(line) or _is_json_cloze(line)
+
+
+def _first_line(raw: bytes) -> bytes:
+    return next(filter(None, map(bytes.strip, io.BytesIO(raw.removeprefix(BOM)))), b"")
 
 
 def _is_numbered(line: bytes) -> bool:
@@ -131,6 +141,14 @@ def _is_json_cloze(line: bytes) -> bool:
     if not isinstance(value, dict) or "question" in value:
         return False
     return "words" in value or BLANK in str(value.get("text", ""))
+
+
+def answers_beside(path: StrPath) -> Path | None:
+    """Return the file ``NAME.answer`` beside ``NAME.doc_query``, if there is one."""
+    if Path(path).suffix != ".doc_query":
+        return None
+    beside = Path(path).with_suffix(".answer")
+    return beside if beside.is_file() else None
 
 
 def read_cloze(
@@ -161,28 +179,29 @@ def read_cloze(
         If a file cannot be read.
     """
     name = os.fspath(path)
-    report = raise_issue if on_error is None else on_error
-    if answers is None and Path(name).suffix == ".doc_query":
-        beside = Path(name).with_suffix(".answer")
-        answers = beside if beside.is_file() else None
+    answers = answers_beside(path) if answers is None else answers
     known = {} if answers is None else read_cloze_answers(answers)
-    seen: set[str] = set()
     with open(name, "rb") as file:
-        documents = _cmrc_2017 if _starts_with_number(file) else _json_lines
-        for document in documents(name, file, report):
-            if document.id in seen:
-                line = int(document.place.rpartition(":")[2])
-                report(DataIssue(name, line, f"id: {document.id!r} was used before"))
-                continue
-            seen.add(document.id)
-            answer = document.answer or known.get(document.id, "")
-            yield ClozeDocument(document.id, document.words, answer, document.place)
+        raw = file.read()
+    for document in parse_cloze(name, raw, on_error):
+        answer = document.answer or known.get(document.id, "")
+        yield replace(document, answer=answer)
 
 
-def _starts_with_number(file: BinaryIO) -> bool:
-    first = next((line for raw in file if (line := raw.removeprefix(BOM).strip())), b"")
-    file.seek(0)
-    return _is_numbered(first) or not first.startswith(b"{")
+def parse_cloze(name: str, raw: bytes, on_error: OnError | None = None) -> Iterator[ClozeDocument]:
+    """Yield the documents with blanks that the bytes of a file hold; see `read_cloze`."""
+    report = raise_issue if on_error is None else on_error
+    seen: set[str] = set()
+    is_json = _first_line(raw).startswith(b"{")
+    lines = enumerate(io.BytesIO(raw.removeprefix(BOM)), start=1)
+    content = ((number, line) for number, line in lines if line.strip())
+    for document in (_json_lines if is_json else _cmrc_2017)(name, content, report):
+        if document.id in seen:
+            line = int(document.place.rpartition(":")[2])
+            report(DataIssue(name, line, f"id: {document.id!r} was used before"))
+            continue
+        seen.add(document.id)
+        yield document
 
 
 def read_cloze_answers(path: StrPath) -> dict[str, str]:
@@ -203,26 +222,41 @@ def read_cloze_answers(path: StrPath) -> dict[str, str]:
 
 def read_any_cloze_answers(path: StrPath) -> dict[str, str] | None:
     """Read the answers of a file of documents with blanks, or of a CMRC 2017 file of answers; None
-    if the file is neither. An answer that is not known is empty."""
-    if is_cloze_file(path):
-        return {document.id: document.answer for document in read_cloze(path)}
-    with open(path, "rb") as file:
-        first = next((line for raw in file if (line := raw.removeprefix(BOM).strip())), b"")
-    if not first.startswith(b"<"):
+    if the file is neither.
+
+    Raises
+    ------
+    InputError
+        If an answer is not known.
+    """
+    if not os.path.isfile(path):  # what is no regular file can be read only once, by another
         return None
-    return read_cloze_answers(path)
+    with open(path, "rb") as file:
+        raw = file.read()
+    if _first_line(raw).startswith(b"<"):
+        return read_cloze_answers(path)
+    if not holds_cloze(raw):
+        return None
+    answers = {document.id: document.answer for document in read_cloze(path)}
+    unknown = [key for key, answer in answers.items() if not answer]
+    if unknown:
+        raise InputError(
+            f"{os.fspath(path)}: expected an answer for each document, got none for {len(unknown)} "
+            f"of {len(answers)}, the first {unknown[0]!r}; CMRC 2017 answers are looked for in "
+            "NAME.answer beside NAME.doc_query"
+        )
+    return answers
 
 
-def _cmrc_2017(name: str, file: BinaryIO, report: OnError) -> Iterator[ClozeDocument]:
+def _cmrc_2017(
+    name: str, lines: Iterable[tuple[int, bytes]], report: OnError
+) -> Iterator[ClozeDocument]:
     words: list[str] = []
     sound = True  # a document with a broken line is left out as a whole
     number = 0
-    for number, raw in enumerate(file, start=1):
-        line = raw.removeprefix(BOM) if number == 1 else raw
-        if not line.strip():
-            continue
+    for number, raw in lines:
         try:
-            head, bar, text = decode_utf8(line).partition(_BAR)
+            head, bar, text = decode_utf8(raw).partition(_BAR)
             query = _QUERY.match(head.strip())
             if not bar or (query is None and _NUMBER.match(head.strip()) is None):
                 got = head.strip()[:40]
@@ -235,7 +269,7 @@ def _cmrc_2017(name: str, file: BinaryIO, report: OnError) -> Iterator[ClozeDocu
             words += text.split()
             continue
         if sound and BLANK not in words:
-            report(DataIssue(name, number, f"expected the word {BLANK}, got none"))
+            report(DataIssue(name, number, f"expected {BLANK} between spaces, got none"))
         elif sound:
             yield ClozeDocument(query[1], tuple(words), place=f"{name}:{number}")
         words, sound = [], True
@@ -243,13 +277,12 @@ def _cmrc_2017(name: str, file: BinaryIO, report: OnError) -> Iterator[ClozeDocu
         report(DataIssue(name, number, "the last document has no query line; is the file cut off?"))
 
 
-def _json_lines(name: str, file: BinaryIO, report: OnError) -> Iterator[ClozeDocument]:
-    for number, raw in enumerate(file, start=1):
-        line = raw.removeprefix(BOM) if number == 1 else raw
-        if not line.strip():
-            continue
+def _json_lines(
+    name: str, lines: Iterable[tuple[int, bytes]], report: OnError
+) -> Iterator[ClozeDocument]:
+    for number, raw in lines:
         try:
-            yield _parse_json(line, f"{name}:{number}")
+            yield _parse_json(raw, f"{name}:{number}")
         except InputError as error:
             report(DataIssue(name, number, str(error)))
 
@@ -272,5 +305,12 @@ def _parse_json(line: bytes, place: str) -> ClozeDocument:
         raise InputError('expected "words", a list of strings, or "text", a string')
     if BLANK not in words:
         raise InputError(f"expected the word {BLANK}, got none")
-    checked = tuple(check_text("words", word) for word in words)
-    return ClozeDocument(check_text("id", value["id"]), checked, answer, place)
+    return ClozeDocument(check_text("id", value["id"]), _checked("words", words), answer, place)
+
+
+def _checked(name: str, words: Sequence[str]) -> tuple[str, ...]:
+    for word in words:
+        check_text(name, word)
+        if LINE_BREAKS.search(word):
+            raise InputError(f"{name}: expected words without line breaks and tabs, got {word!r}")
+    return tuple(words)

@@ -11,6 +11,7 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,13 +71,13 @@ def load_cloze_encoder(
         weights = load_file(directory / _WEIGHTS_FILE)
         encoder = _made(directory, settings)
         _multiply_factors(encoder, weights)
-        unknown = encoder.load_state_dict(weights, strict=False).unexpected_keys
-        missing = set(dict(encoder.named_parameters())) - set(weights)
-        needed = {name for name in missing if not name.startswith("body.")}
+        difference = encoder.load_state_dict(weights, strict=False)
+        unknown = difference.unexpected_keys
+        needed = [name for name in difference.missing_keys if not name.startswith("body.")]
         if unknown or needed:
             raise UnsupportedModelError(
                 f"{directory}: {_WEIGHTS_FILE}: expected the weights of a {encoder.kind}, got "
-                f"none for {sorted(needed)[:3]} and unknown ones {sorted(unknown)[:3]}"
+                f"none for {needed[:3]} and unknown ones {unknown[:3]}"
             )
     except UnsupportedModelError:
         raise
@@ -103,8 +104,12 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 def _made(directory: Path, settings: Mapping[str, Any]) -> ClozeEncoder:
     if settings["encoder"] == "transformer":
-        body = None if settings.get("body") == "packaged" else directory
-        loaded = load_model(body, head=False)
+        packaged = settings.get("body") == "packaged"
+        if packaged and settings.get("body_digest") != _packaged_digest():
+            raise UnsupportedModelError(
+                f"{directory}: made for another version of the packaged reader; train it again"
+            )
+        loaded = load_model(None if packaged else directory, head=False)
         return TransformerEncoder(loaded, settings["max_tokens"], layers=settings["layers"])
     words = (directory / _WORDS_FILE).read_text(encoding="utf-8").split("\n")[:-1]
     return BiLSTMEncoder(
@@ -114,6 +119,12 @@ def _made(directory: Path, settings: Mapping[str, Any]) -> ClozeEncoder:
         depth=settings["depth"],
         match=settings["match"],
     )
+
+
+def _packaged_digest() -> str:
+    """Return what tells the weights of the packaged reader from others."""
+    with open(packaged_model_path() / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _multiply_factors(encoder: ClozeEncoder, weights: dict[str, torch.Tensor]) -> None:
@@ -155,7 +166,7 @@ def save_cloze_encoder(
         if rank is not None:
             kept = _factored(kept, rank)
         write_weights(directory / _WEIGHTS_FILE, kept)
-        settings |= {"body": "packaged"}
+        settings |= {"body": "packaged", "body_digest": _packaged_digest()}
     elif isinstance(encoder, TransformerEncoder):
         pointer = {name: w for name, w in weights.items() if name.startswith("pointer.")}
         with quiet_transformers():

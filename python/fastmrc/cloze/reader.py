@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlankAnswer", "ClozeAnswer", "ClozeReader", "RankedWord"]
 
-# Documents whose inputs are held at once.
-_CHUNK = 256
+# Documents whose inputs are held at once, and after which the progress bar moves.
+_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class RankedWord:
     text
         As it stands in the document.
     score
-        Its share of the attention, 0 to 1: the sum over its positions.
+        Its share of the attention, 0 to 1: the sum over its positions, and over those of the words
+        that the encoder cannot tell from it (unknown ones, to a ``bilstm``).
     positions
         Where it stands, in words from 0.
     """
@@ -89,7 +90,7 @@ class ClozeAnswer:
 class ClozeReader:
     """Chooses a word of the document for each blank, by the attention-sum over its positions.
 
-    May be used by several threads, but runs for one at a time.
+    May be used by several threads.
 
     Parameters
     ----------
@@ -190,9 +191,7 @@ class ClozeReader:
                     own = logits[line, : len(row.positions)]
                     found.setdefault((owner[i], blank), []).append((row.positions, own))
                     line += 1
-            bar.update(len(set(owner[i] for i in places)) if len(flat) == len(documents) else 0)
-        if len(flat) != len(documents):
-            bar.update(len(documents))
+        bar.update(len(documents))
         return self._ranked(documents, found, top_words)
 
     @torch.inference_mode()
@@ -216,7 +215,7 @@ class ClozeReader:
             ids[i, : len(words_of[d])] = words_of[d]
             for positions, own in found[d, blank]:
                 logits[i, positions] = own
-        words, scores, _ = ops.attention_sum(logits, ids, top_words)
+        words, scores, _ = ops.attention_sum(logits, ids, min(top_words, longest))
         answers: list[list[BlankAnswer]] = [[] for _ in documents]
         for i, (d, blank) in enumerate(blanks):
             ranked = tuple(

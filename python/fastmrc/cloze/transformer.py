@@ -22,6 +22,8 @@ __all__ = ["TransformerEncoder"]
 
 # Tokens around the blank that every window away from it begins with.
 _CONTEXT_TOKENS = 64
+# Bounds the memory of a reader that runs for long.
+_CACHED_WORDS = 100_000
 
 
 class _Pointer(torch.nn.Module):
@@ -71,7 +73,8 @@ class TransformerEncoder(ClozeEncoder):
     UnsupportedModelError
         If there is no [MASK] token.
     InputError
-        If `max_tokens` is less than 32 or more than the positions of the model.
+        If `max_tokens` is less than 32 or more than the positions of the model, or it has fewer
+        layers.
     """
 
     kind = "transformer"
@@ -83,6 +86,9 @@ class TransformerEncoder(ClozeEncoder):
         super().__init__()
         body: Any = loaded.model.base_model
         if layers is not None:
+            most_layers = len(body.encoder.layer)
+            if not 1 <= layers <= most_layers:
+                raise InputError(f"layers: expected 1 to {most_layers}, got {layers}")
             body.encoder.layer = body.encoder.layer[:layers]
             body.config.num_hidden_layers = len(body.encoder.layer)
         self.body = body
@@ -110,14 +116,17 @@ class TransformerEncoder(ClozeEncoder):
     def upper_layers(self, count: int) -> list[str]:
         """Return the beginnings of the names of the weights of the last `count` layers."""
         layers = len(self.body.encoder.layer)
-        return [f"body.encoder.layer.{i}." for i in range(max(0, layers - count), layers)]
+        if not 1 <= count <= layers:
+            raise InputError(f"train_layers: expected 1 to {layers}, got {count}")
+        return [f"body.encoder.layer.{i}." for i in range(layers - count, layers)]
 
     def word_ids(self, words: Sequence[str]) -> IntArray:
         numbers: dict[str, int] = {}
         return np.array([numbers.setdefault(word, len(numbers)) for word in words], np.int32)
 
     def crop(self, words: Sequence[str], centre: int) -> tuple[int, int]:
-        lengths = np.array([len(own) for own in self._tokens_of(words, [centre])])
+        # Of all words, as it is not known yet which of them will be masked.
+        lengths = np.array([len(own) for own in self._tokens_of(words, [])])
         return _around(lengths, centre, self.max_tokens - 2)
 
     def rows(self, words: Sequence[str], blanks: Sequence[int]) -> list[ClozeRow]:
@@ -131,7 +140,7 @@ class TransformerEncoder(ClozeEncoder):
             start, stop = _around(lengths, blank, room)
             inside = [i for i in blanks if start <= i < stop]
             rows.append(self._row(words, tokens, inside, start, stop, only=blank))
-            context = _around(lengths, blank, min(_CONTEXT_TOKENS, room // 2))
+            context = _around(lengths, blank, min(_CONTEXT_TOKENS, room // 2 - 2))
             used = int(lengths[context[0] : context[1]].sum()) + 1
             for first, last in ((0, start), (stop, len(words))):
                 for a, b in _pieces(lengths, first, last, room - used):
@@ -140,18 +149,18 @@ class TransformerEncoder(ClozeEncoder):
 
     def _tokens_of(self, words: Sequence[str], blanks: Sequence[int]) -> list[IntArray]:
         """Return the tokens of each word, at most half an input; at least one."""
-        new = [word for word in dict.fromkeys(words) if word not in self._tokens]
-        if len(self._tokens) > 100_000:  # bounds the memory of a reader that runs for long
-            self._tokens = {}
-            new = list(dict.fromkeys(words))
+        # Other threads may exchange the cache meanwhile; nothing is taken out of one.
+        cache = self._tokens if len(self._tokens) < _CACHED_WORDS else {}
+        new = [word for word in dict.fromkeys(words) if word not in cache]
         unknown = np.array([self._codec.unk_id or 0], np.int32)
-        for word, own in zip(new, self._codec.encode_texts(new, self.max_tokens // 2), strict=True):
-            self._tokens[word] = own if len(own) else unknown
+        longest = self.max_tokens // 2 - 2
+        for word, own in zip(new, self._codec.encode_texts(new, longest), strict=True):
+            cache[word] = own if len(own) else unknown
+        self._tokens = cache
         mask = np.array([self._codec.mask_id], np.int32)
         hidden = set(blanks)
         return [
-            mask if i in hidden or word == BLANK else self._tokens[word]
-            for i, word in enumerate(words)
+            mask if i in hidden or word == BLANK else cache[word] for i, word in enumerate(words)
         ]
 
     def _row(

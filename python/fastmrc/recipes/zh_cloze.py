@@ -1,6 +1,6 @@
 """Train the cloze readers.
 
-``python -m fastmrc.recipes.zh_cloze --data DIR --work DIR --encoder transformer --hours 1``
+``python -m fastmrc.recipes.zh_cloze --data DIR --work DIR --hours 0.8 --output DIR``
 
 `--data` is a folder with these files:
 
@@ -16,6 +16,9 @@ drcd_test_simp.jsonl        CC BY-SA 3.0)
 Many questions of CMRC 2017 are on the same stories. The questions are therefore divided by story:
 those that share a sentence stay together. `TEST_QUESTIONS` are kept for the test, some for choices
 (``dev``), and passages that share a sentence with either are left out of the training.
+
+The packaged model is the transformer: the first eight layers of the packaged reader, whose changes
+are kept as factors of rank `RANK`.
 """
 
 from __future__ import annotations
@@ -29,15 +32,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastmrc.cloze.documents import BLANK, ClozeDocument, read_cloze
+from fastmrc.cloze.model import load_cloze_encoder, save_cloze_encoder
 from fastmrc.corpus import corpus_texts, searched_texts
 from fastmrc.data import DataIssue
+from fastmrc.model_files import new_directory
 from fastmrc.training import ClozeOptions, TrainingOptions, train
-from fastmrc.training.run import TrainingResult, is_finished
+from fastmrc.training.run import is_finished
 
-__all__ = ["BILSTM", "TEST_QUESTIONS", "TRANSFORMER", "main", "prepare_data"]
+__all__ = [
+    "BILSTM",
+    "RANK",
+    "TEST_QUESTIONS",
+    "TRANSFORMER",
+    "main",
+    "package_model",
+    "prepare_data",
+]
 
 TEST_QUESTIONS = 720
 _DEV_QUESTIONS = 60
+RANK = 32
 # Shorter ones may be alike by chance.
 _SENTENCE = 12
 # Files of texts and how often each is seen in a pass.
@@ -131,29 +145,37 @@ def _write_lines(path: Path, values: Iterable[object]) -> None:
     part.replace(path)
 
 
-def main() -> TrainingResult | None:
-    """Prepare the data and train; run again, it goes on where it stopped."""
+def package_model(trained: Path, output: Path, rank: int = RANK) -> None:
+    """Write a trained transformer as changes of the packaged reader."""
+    with new_directory(output) as directory:
+        layers = TRANSFORMER.cloze_reader.train_layers
+        save_cloze_encoder(load_cloze_encoder(trained), directory, layers=layers, rank=rank)
+
+
+def main() -> None:
+    """Prepare the data, train and package; run again, it goes on where it stopped."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--encoder", choices=("transformer", "bilstm"), default="transformer")
     parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--output", type=Path, help="where the transformer is packaged")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "texts.jsonl").exists():
         prepare_data(args.data, args.work)
-    output = args.work / args.encoder
-    if is_finished(output):
-        return None
-    options = TRANSFORMER if args.encoder == "transformer" else BILSTM
-    return train(
-        None,
-        [args.work / "train.jsonl", args.work / "texts.jsonl"],
-        output,
-        replace(options, max_hours=args.hours),
-        held_out=args.work / "dev.jsonl",
-        progress=True,
-    )
+    trained = args.work / args.encoder
+    if not is_finished(trained):
+        train(
+            None,
+            [args.work / "train.jsonl", args.work / "texts.jsonl"],
+            trained,
+            replace(TRANSFORMER if args.encoder == "transformer" else BILSTM, max_hours=args.hours),
+            held_out=args.work / "dev.jsonl",
+            progress=True,
+        )
+    if args.output is not None and args.encoder == "transformer":
+        package_model(trained, args.output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ __all__ = ["write_card"]
 
 def write_card(
     path: Path,
-    base: StrPath | None,
+    base: str,
     data: Sequence[StrPath],
     options: TrainingOptions,
     inputs: Sequence[str],
@@ -53,8 +53,7 @@ def write_card(
         "",
         "## Data",
         "",
-        f"Base: {_name(base)}. Weights that it did not "
-        f"hold and that began at random: {initialized}.",
+        f"Base: {base}. Weights that it did not hold and that began at random: {initialized}.",
         "",
         f"{result.data.questions:,} questions, {result.data.answered:,} of them with an answer, on "
         f"{result.data.passages:,} passages; {result.data.pairs:,} pairs of like meaning. Left "
@@ -78,10 +77,6 @@ def write_card(
         *settings,
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _name(base: StrPath | None) -> str:
-    return "none given" if base is None else f"`{os.path.basename(os.path.normpath(base))}`"
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,17 @@ from fastmrc.cloze.questions import draw_blanks
 from fastmrc.cloze.reader import ClozeReader
 from fastmrc.cloze.transformer import TransformerEncoder
 from fastmrc.corpus import corpus_texts, searched_texts
-from fastmrc.data import StrPath
+from fastmrc.data import DataIssue, StrPath
 from fastmrc.errors import InputError
 from fastmrc.metrics import score_accuracy
 from fastmrc.pretrained import load_base, packaged_model_path
-from fastmrc.training.job import DataSummary, num_steps, require_packages, training_device
+from fastmrc.training.job import (
+    DataSummary,
+    base_name,
+    num_steps,
+    require_packages,
+    training_device,
+)
 from fastmrc.training.options import ClozeOptions, TrainingOptions
 from fastmrc.training.word_vectors import learn_vectors
 
@@ -33,7 +38,7 @@ __all__ = ["ClozeBatches", "ClozeJob", "ClozeSource", "cloze_targets"]
 
 # Batches that are drawn together and cut by length, so that little of a batch is padding.
 _CHUNK = 16
-_TRIES = 8
+_TRIES = 1000
 # Words between two blanks of a document.
 _DISTANCE = 8
 
@@ -54,18 +59,24 @@ class ClozeSource:
         self.texts: list[tuple[str, ...]] = []
 
     def read(self, data: Sequence[StrPath], summary: DataSummary) -> None:
-        """Read files; documents without an answer are texts of no use and left out."""
+        """Read files; what no question can be made of is left out."""
+        issues = summary.issues
         for path in data:
-            if not is_cloze_file(path):
-                issues = summary.issues
-                for text in corpus_texts([path], on_error=issues.append, of_record=searched_texts):
-                    self.texts.append(tuple(cut_text(text)))
+            if is_cloze_file(path):
+                for document in read_cloze(path, on_error=issues.append):
+                    if len(document.blanks) != 1 or not document.answer:
+                        got = f"{len(document.blanks)} and the answer {document.answer!r}"
+                        message = f"expected one blank and its answer, got {got}"
+                        issues.append(DataIssue(document.place, None, message))
+                    elif document.answer in document.words:
+                        self.documents.append(document)
+                    else:
+                        summary.not_found.append(document.id)
                 continue
-            for document in read_cloze(path, on_error=summary.issues.append):
-                if len(document.blanks) == 1 and document.answer in document.words:
-                    self.documents.append(document)
-                else:
-                    summary.not_found.append(document.id)
+            for text in corpus_texts([path], on_error=issues.append, of_record=searched_texts):
+                words = tuple(cut_text(text))
+                if draw_blanks(words, 1, np.random.default_rng(0)):
+                    self.texts.append(words)
         summary.questions = summary.answered = len(self.documents)
         summary.passages = len(self.texts)
 
@@ -159,23 +170,29 @@ class ClozeBatches(torch.utils.data.Dataset[dict[str, Any]]):
     def _example(
         self, number: int, rng: np.random.Generator
     ) -> tuple[ClozeRow, NDArray[np.int32], str]:
-        """Draw a question; of a text without one, that of another."""
-        for attempt in range(_TRIES * 8):
+        """Draw a question; where the part of a text that an input holds has none, of another."""
+        for attempt in range(_TRIES):
             words, taken, name = self._draw(number if attempt == 0 else None, rng)
-            centre = next(iter(taken), int(rng.integers(len(words))))
+            around = taken or draw_blanks(words, 1, rng)
+            if not around:
+                continue
+            centre = next(iter(around))
             start, stop = self._encoder.crop(words, centre)
             part = words[start:stop]
             own = {i - start: answer for i, answer in taken.items()}
             blanks = draw_blanks(
                 part,
-                self._options.cloze_reader.blanks,
+                self._options.cloze_reader.blanks_at_once,
                 rng,
                 taken=own,
                 distance=_DISTANCE,
             )
             if blanks:
                 return self._made(part, blanks, name)
-        raise InputError("data: expected texts in which a noun-like word occurs twice, got none")
+        raise InputError(
+            f"data: expected documents in which a noun-like word occurs twice near enough for an "
+            f"input, got none in {_TRIES} draws"
+        )
 
     def _made(
         self, words: Sequence[str], blanks: dict[int, str], name: str
@@ -233,21 +250,21 @@ class ClozeJob:
         source.read(data, self.summary)
         if not source.documents and not source.texts:
             raise InputError(
-                f"data: expected questions with answers or texts, got none, "
-                f"{len(self.summary.not_found)} questions without an answer in the document and "
-                f"{len(self.summary.issues)} records that cannot be read"
+                f"data: expected questions with answers or texts in which a noun-like word occurs "
+                f"twice, got none, {len(self.summary.not_found)} questions whose answer is not in "
+                f"the document and {len(self.summary.issues)} records that cannot be used"
             )
         held = None if held_out is None else self._held_out(held_out)
         self.model: ClozeEncoder
-        self.missing: tuple[str, ...]
+        self.missing: tuple[str, ...] = ()  # of the base; what is new is meant to be
         if own.encoder == "bilstm":
             if base is not None:
                 raise InputError("base: expected none for a bilstm, whose vectors are learned")
             self.model = _bilstm(source, options)
-            self.missing = ("lstm",)
+            self.base = "none"
         else:
-            self.model = _transformer(base, options, device)
-            self.missing = ("pointer",)
+            self.model = _transformer(base, options)
+            self.base = "the packaged reader" if base is None else base_name(base)
         self.model.to(training_device(device))
         examples = len(source.documents) + len(source.texts)
         count = num_steps(options, examples, options.batch_size)
@@ -290,9 +307,7 @@ def _bilstm(source: ClozeSource, options: TrainingOptions) -> BiLSTMEncoder:
     return BiLSTMEncoder(words, vectors, hidden=own.hidden, depth=own.depth, match=own.match)
 
 
-def _transformer(
-    base: StrPath | None, options: TrainingOptions, device: str | None
-) -> TransformerEncoder:
+def _transformer(base: StrPath | None, options: TrainingOptions) -> TransformerEncoder:
     own: ClozeOptions = options.cloze_reader
     path = packaged_model_path() if base is None else base
     loaded = load_base(path if isinstance(path, str) else Path(path), device="cpu")
@@ -300,7 +315,7 @@ def _transformer(
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = options.dropout
-    encoder = TransformerEncoder(replace(loaded), own.max_tokens, layers=own.layers)
+    encoder = TransformerEncoder(loaded, own.max_tokens, layers=own.layers)
     if own.train_layers is not None:
         encoder.body.requires_grad_(False)
         upper = tuple(encoder.upper_layers(own.train_layers))

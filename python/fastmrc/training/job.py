@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any, Protocol
 
 import torch
 
-from fastmrc.data import DataIssue
+from fastmrc.data import DataIssue, StrPath
 from fastmrc.errors import InputError
 from fastmrc.training.options import TrainingOptions
 
-__all__ = ["Batches", "DataSummary", "Job", "num_steps", "require_packages", "training_device"]
+__all__ = [
+    "Batches",
+    "DataSummary",
+    "Job",
+    "base_name",
+    "num_steps",
+    "require_packages",
+    "training_device",
+]
 
 # Steps of a run that only time bounds.
 _ENDLESS = 10_000_000
@@ -77,6 +86,10 @@ class Job(Protocol):
         """Weights that begin at random."""
 
     @property
+    def base(self) -> str:
+        """The model that training begins from, for the card."""
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What the model reads, a line each, for its card."""
 
@@ -85,6 +98,11 @@ class Job(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the model."""
+
+
+def base_name(base: StrPath) -> str:
+    """Return the last part of a directory or hub id."""
+    return f"`{os.path.basename(os.path.normpath(os.fspath(base)))}`"
 
 
 def require_packages(task: str, packages: tuple[str, ...], extra: str) -> None:

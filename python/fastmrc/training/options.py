@@ -114,7 +114,7 @@ class ClozeOptions:
     encoder
         ``"transformer"`` or ``"bilstm"``.
     blanks
-        Questions asked of a document at once, for a transformer; a bilstm has 1.
+        Questions asked of a document at once; None: 8 for a transformer. A bilstm takes 1.
     labelled_share
         Share of the examples drawn from documents with a blank of their own; the others are made
         from texts. Half of the former ask for other words of the document.
@@ -133,7 +133,7 @@ class ClozeOptions:
     """
 
     encoder: Literal["transformer", "bilstm"] = "transformer"
-    blanks: int = 8
+    blanks: int | None = None
     labelled_share: float = 0.3
     max_tokens: int | None = None
     layers: int | None = None
@@ -149,15 +149,20 @@ class ClozeOptions:
         _require("encoder", self.encoder in kinds, " or ".join(kinds), self.encoder)
         matches = ("states", "embeddings")
         _require("match", self.match in matches, " or ".join(matches), self.match)
-        for name in ("blanks", "dimension", "min_count", "hidden", "depth"):
+        for name in ("dimension", "min_count", "hidden", "depth"):
             _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
-        for name in ("max_tokens", "layers", "train_layers"):
+        for name in ("blanks", "max_tokens", "layers", "train_layers"):
             value = getattr(self, name)
             _require(name, value is None or value >= 1, "at least 1", value)
+            if self.encoder == "bilstm" and not (name == "blanks" and value == 1):
+                _require(name, value is None, "none for a bilstm", value)
         share = self.labelled_share
         _require("labelled_share", 0 <= share <= 1, "a share between 0 and 1", share)
-        if self.encoder == "bilstm":
-            object.__setattr__(self, "blanks", 1)
+
+    @property
+    def blanks_at_once(self) -> int:
+        """Questions asked of a document at once."""
+        return self.blanks or (1 if self.encoder == "bilstm" else 8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,13 @@ from fastmrc.training.batches import TrainingBatches, drawn_objectives
 from fastmrc.training.copying import initialize_copying
 from fastmrc.training.evaluation import evaluate_model, reading_options
 from fastmrc.training.examples import Corpus
-from fastmrc.training.job import DataSummary, num_steps, require_packages, training_device
+from fastmrc.training.job import (
+    DataSummary,
+    base_name,
+    num_steps,
+    require_packages,
+    training_device,
+)
 from fastmrc.training.options import TrainingOptions
 
 __all__ = ["ReadingJob"]
@@ -55,6 +61,7 @@ class ReadingJob:
         self._corpus, self.summary = _read(data, self._codec, options)
         self.model: Any = self._loaded.model
         self.missing = self._loaded.missing
+        self.base = base_name(base)
         pairs = len(self._corpus.pairs)
         self._objectives = drawn_objectives(options, pairs)
         self.inputs = tuple(

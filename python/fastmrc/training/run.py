@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from fastmrc.cloze.documents import answers_beside
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError, TrainingError
 from fastmrc.model_files import write_json
@@ -133,7 +134,7 @@ def train(
         with _disk_errors(output), quiet_transformers():
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         result = _result(trainer, job)
-        _save(output, job, trainer, options, base, data, result)
+        _save(output, job, trainer, options, data, result)
     return result
 
 
@@ -201,9 +202,15 @@ def _fingerprint(
     return {
         "base": None if base is None else os.path.basename(os.path.normpath(os.fspath(base))),
         "options": json.loads(json.dumps(settings)),  # lists for tuples, as they are read back
-        "data": [_digest(path) for path in data],
-        "held_out": None if held_out is None else _digest(held_out),
+        "data": [_digest(own) for path in data for own in _files_of(path)],
+        "held_out": None if held_out is None else [_digest(own) for own in _files_of(held_out)],
     }
+
+
+def _files_of(path: StrPath) -> list[StrPath]:
+    """Return a file and what is read with it."""
+    answers = answers_beside(path)
+    return [path] if answers is None else [path, answers]
 
 
 def _digest(path: StrPath) -> str:
@@ -271,7 +278,6 @@ def _save(
     job: Job,
     trainer: ReaderTrainer,
     options: TrainingOptions,
-    base: StrPath | None,
     data: Sequence[StrPath],
     result: TrainingResult,
 ) -> None:
@@ -279,7 +285,7 @@ def _save(
     with _disk_errors(output), quiet_transformers():
         job.save(output)
         write_json(output / _LOG_FILE, trainer.state.log_history)
-        write_card(output / "README.md", base, data, options, job.inputs, result)
+        write_card(output / "README.md", job.base, data, options, job.inputs, result)
     done = output / (_CHECKPOINTS + ".done")
     (output / _CHECKPOINTS).rename(done)  # from here on the run is finished
     shutil.rmtree(done)

@@ -117,6 +117,25 @@ def test_batches_ask_for_words_that_stay(data: dict[str, Path], encoder: ClozeEn
     assert names == {"train", "text"}
 
 
+def test_renamed_words_are_renamed_everywhere(data: dict[str, Path], encoder: ClozeEncoder) -> None:
+    source, _ = read_source(data["train"], data["texts"])
+    batches = ClozeBatches(source, encoder, options_of(cloze={"rename_share": 1.0}), 4)
+    rng = np.random.default_rng(0)
+    changed = 0
+    for document in source.documents:
+        (blank,) = document.blanks
+        words, taken = batches._renamed(document.words, {blank: document.answer}, rng)
+        new = dict(zip(document.words, words, strict=True))
+        assert [new[word] for word in document.words] == list(words)  # one for each
+        assert taken[blank] == new.get(document.answer, document.answer)
+        assert new["。"] == "。" and new[BLANK] == BLANK
+        changed += list(words) != list(document.words)
+    assert changed > 10
+    for number in range(4):
+        targets = batches[number]["targets"]
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
+
+
 def test_targets_are_spread_over_the_occurrences(encoder: ClozeEncoder) -> None:
     words = ["北京", "天气", "上海", "北京", "。", "北京"]
     rows = encoder.rows(words, [3])
@@ -196,6 +215,11 @@ def test_upper_layers_of_the_packaged_model(data: dict[str, Path], tmp_path: Pat
     upper = [layer.encoder.layer[1].output.dense.weight for layer in (encoder.body, packaged)]
     torch.testing.assert_close(*lower)
     assert not torch.equal(*upper)
+    # Trained on from there, the lower layer is the packaged one's still.
+    train(output, [data["train"]], tmp_path / "on", options)
+    assert not (tmp_path / "on" / "model.safetensors").exists()
+    onward: Any = load_cloze_encoder(tmp_path / "on")
+    assert not torch.equal(onward.pointer.query.weight, encoder.pointer.query.weight)
     # Packaged, as factors of the changes: of full rank the same model.
     words = ["北京", "天气", "上海", BLANK]
     expected = encoder(encoder.rows(words, [3]))

@@ -131,6 +131,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         **whole,
     )
     add("labelled_share", "of the cloze examples from documents with blanks", **number)
+    add("rename_share", "of the cloze examples with other words for repeated ones", **number)
     add("max_tokens", "longest cloze input (default: the model's positions)", **whole)
     add("layers", "of the base that a cloze transformer keeps (default: all)", **whole)
     add("train_layers", "how many upper ones of them are trained (default: all)", **whole)

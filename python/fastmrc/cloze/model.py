@@ -31,7 +31,7 @@ from fastmrc.pretrained import SETTINGS_FILE, load_model, packaged_model_path, q
 if TYPE_CHECKING:
     from fastmrc.data import StrPath
 
-__all__ = ["load_cloze_encoder", "packaged_cloze_path", "save_cloze_encoder"]
+__all__ = ["cloze_settings", "load_cloze_encoder", "packaged_cloze_path", "save_cloze_encoder"]
 
 _WEIGHTS_FILE = "cloze.safetensors"
 _WORDS_FILE = "words.txt"
@@ -86,14 +86,19 @@ def load_cloze_encoder(
     return encoder.eval().requires_grad_(False).to(device or "cpu")
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
+def cloze_settings(directory: Path) -> Any:
+    """Return what a directory says of a cloze model; None if it says nothing."""
     try:
         values = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        values = {}
+        return None
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"{directory}: cannot read {SETTINGS_FILE} ({error})") from None
-    settings = values.get("cloze") if isinstance(values, dict) else None
+    return values.get("cloze") if isinstance(values, dict) else None
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    settings = cloze_settings(directory)
     if not isinstance(settings, dict) or settings.get("encoder") not in ("bilstm", "transformer"):
         raise UnsupportedModelError(
             f'{directory}: expected "cloze" with the encoder bilstm or transformer in '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +16,11 @@ from transformers import set_seed
 from fastmrc.cloze.bilstm import BiLSTMEncoder
 from fastmrc.cloze.documents import BLANK, ClozeDocument, cut_text, is_cloze_file, read_cloze
 from fastmrc.cloze.encoder import ClozeEncoder, ClozeRow
-from fastmrc.cloze.model import save_cloze_encoder
+from fastmrc.cloze.model import cloze_settings, load_cloze_encoder, save_cloze_encoder
 from fastmrc.cloze.questions import draw_blanks
 from fastmrc.cloze.reader import ClozeReader
 from fastmrc.cloze.transformer import TransformerEncoder
+from fastmrc.cloze.words import is_noun_like
 from fastmrc.corpus import corpus_texts, searched_texts
 from fastmrc.data import DataIssue, StrPath
 from fastmrc.errors import InputError
@@ -142,6 +144,13 @@ class ClozeBatches(torch.utils.data.Dataset[dict[str, Any]]):
         self._options = options
         self._count = count
         self._chunk: tuple[int, list[list[tuple[ClozeRow, NDArray[np.int32], str]]]] = (-1, [])
+        # Each as often as documents repeat it.
+        self._nouns = [
+            word
+            for words in source.all_texts()
+            for word, count in Counter(words).items()
+            if count > 1 and is_noun_like(word)
+        ]
 
     def __len__(self) -> int:
         return self._count
@@ -173,6 +182,8 @@ class ClozeBatches(torch.utils.data.Dataset[dict[str, Any]]):
         """Draw a question; where the part of a text that an input holds has none, of another."""
         for attempt in range(_TRIES):
             words, taken, name = self._draw(number if attempt == 0 else None, rng)
+            if rng.random() < self._options.cloze_reader.rename_share:
+                words, taken = self._renamed(words, taken, rng)
             around = taken or draw_blanks(words, 1, rng)
             if not around:
                 continue
@@ -193,6 +204,21 @@ class ClozeBatches(torch.utils.data.Dataset[dict[str, Any]]):
             f"data: expected documents in which a noun-like word occurs twice near enough for an "
             f"input, got none in {_TRIES} draws"
         )
+
+    def _renamed(
+        self, words: Sequence[str], taken: dict[int, str], rng: np.random.Generator
+    ) -> tuple[Sequence[str], dict[int, str]]:
+        """Put other words in the place of half of the repeated noun-like ones, everywhere in the
+        document: who does what is to be read there, not remembered."""
+        counts = Counter([*words, *taken.values()])
+        new = {}
+        for word in counts:
+            if word != BLANK and counts[word] > 1 and rng.random() < 0.5 and is_noun_like(word):
+                other = self._nouns[int(rng.integers(len(self._nouns)))]
+                if other not in counts:
+                    new[word] = other
+        renamed = [new.get(word, word) for word in words]
+        return renamed, {i: new.get(word, word) for i, word in taken.items()}
 
     def _made(
         self, words: Sequence[str], blanks: dict[int, str], name: str
@@ -244,7 +270,8 @@ class ClozeJob:
         require_packages("train", packages, "train,cloze")
         set_seed(options.seed)
         self._options = options
-        self._packaged = base is None
+        settings = None if base is None else cloze_settings(Path(base))
+        self._packaged = base is None or (settings or {}).get("body") == "packaged"
         self.summary = DataSummary()
         source = ClozeSource()
         source.read(data, self.summary)
@@ -309,13 +336,20 @@ def _bilstm(source: ClozeSource, options: TrainingOptions) -> BiLSTMEncoder:
 
 def _transformer(base: StrPath | None, options: TrainingOptions) -> TransformerEncoder:
     own: ClozeOptions = options.cloze_reader
-    path = packaged_model_path() if base is None else base
-    loaded = load_base(path if isinstance(path, str) else Path(path), device="cpu")
-    loaded.model.set_attn_implementation("sdpa")  # no attention weights are asked for
-    for module in loaded.model.modules():
+    encoder: ClozeEncoder
+    if base is not None and cloze_settings(Path(base)) is not None:
+        encoder = load_cloze_encoder(base)
+        if not isinstance(encoder, TransformerEncoder):
+            raise InputError(f"base: expected a transformer, got a {encoder.kind} in '{base}'")
+        encoder.train().requires_grad_(True)
+    else:
+        path = packaged_model_path() if base is None else base
+        loaded = load_base(path if isinstance(path, str) else Path(path), device="cpu")
+        loaded.model.set_attn_implementation("sdpa")  # no attention weights are asked for
+        encoder = TransformerEncoder(loaded, own.max_tokens, layers=own.layers)
+    for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = options.dropout
-    encoder = TransformerEncoder(loaded, own.max_tokens, layers=own.layers)
     if own.train_layers is not None:
         encoder.body.requires_grad_(False)
         upper = tuple(encoder.upper_layers(own.train_layers))

@@ -118,6 +118,9 @@ class ClozeOptions:
     labelled_share
         Share of the examples drawn from documents with a blank of their own; the others are made
         from texts. Half of the former ask for other words of the document.
+    rename_share
+        Share of the examples in whose documents half of the repeated noun-like words are replaced
+        by others, everywhere: against learning few documents by heart.
     max_tokens
         Longest input of a transformer; None: as many tokens as the model has positions.
     layers
@@ -135,6 +138,7 @@ class ClozeOptions:
     encoder: Literal["transformer", "bilstm"] = "transformer"
     blanks: int | None = None
     labelled_share: float = 0.3
+    rename_share: float = 0.0
     max_tokens: int | None = None
     layers: int | None = None
     train_layers: int | None = None
@@ -156,8 +160,9 @@ class ClozeOptions:
             _require(name, value is None or value >= 1, "at least 1", value)
             if self.encoder == "bilstm" and not (name == "blanks" and value == 1):
                 _require(name, value is None, "none for a bilstm", value)
-        share = self.labelled_share
-        _require("labelled_share", 0 <= share <= 1, "a share between 0 and 1", share)
+        for name in ("labelled_share", "rename_share"):
+            value = getattr(self, name)
+            _require(name, 0 <= value <= 1, "a share between 0 and 1", value)
 
     @property
     def blanks_at_once(self) -> int:

@@ -83,8 +83,9 @@ def train(
     Parameters
     ----------
     base
-        Directory or hub id of a model; an output layer that it lacks begins at random. None for the
-        task ``"cloze"``: the packaged reader, or nothing for a ``bilstm``.
+        Directory or hub id of a model; an output layer that it lacks begins at random. For the task
+        ``"cloze"`` also the directory of a cloze transformer, which is trained on; None for the
+        packaged reader, or nothing for a ``bilstm``.
     data
         Files that `fastmrc.data.read_training_data` reads; for ``"cloze"`` documents with blanks
         (`fastmrc.cloze.read_cloze`) and files of texts (`fastmrc.corpus.corpus_texts`), of which

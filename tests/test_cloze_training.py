@@ -130,7 +130,7 @@ def test_renamed_words_are_renamed_everywhere(data: dict[str, Path], encoder: Cl
         assert taken[blank] == new.get(document.answer, document.answer)
         assert new["。"] == "。" and new[BLANK] == BLANK
         changed += list(words) != list(document.words)
-    assert changed > 10
+    assert changed > 3
     for number in range(4):
         targets = batches[number]["targets"]
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))

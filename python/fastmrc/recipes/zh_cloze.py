@@ -17,8 +17,8 @@ Many questions of CMRC 2017 are on the same stories. The questions are therefore
 those that share a sentence stay together. `TEST_QUESTIONS` are kept for the test, some for choices
 (``dev``), and passages that share a sentence with either are left out of the training.
 
-The packaged model is the transformer: the first eight layers of the packaged reader, whose changes
-are kept as factors of rank `RANK`.
+The packaged model is the transformer, the mean of two stages of training: the first eight layers of
+the packaged reader, whose changes are kept as factors of rank `RANK`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from fastmrc.cloze.documents import BLANK, ClozeDocument, read_cloze
 from fastmrc.cloze.model import load_cloze_encoder, save_cloze_encoder
@@ -154,11 +156,15 @@ def _write_lines(path: Path, values: Iterable[object]) -> None:
     part.replace(path)
 
 
-def package_model(trained: Path, output: Path, rank: int = RANK) -> None:
-    """Write a trained transformer as changes of the packaged reader."""
+def package_model(trained: Sequence[Path], output: Path, rank: int = RANK) -> None:
+    """Write the mean of trained transformers as changes of the packaged reader."""
+    encoders = [load_cloze_encoder(path) for path in trained]
+    weights = [encoder.state_dict() for encoder in encoders]
+    mean = {n: torch.stack([own[n] for own in weights]).mean(dim=0) for n in weights[0]}
+    encoders[0].load_state_dict(mean)
     with new_directory(output) as directory:
         layers = TRANSFORMER.cloze_reader.train_layers
-        save_cloze_encoder(load_cloze_encoder(trained), directory, layers=layers, rank=rank)
+        save_cloze_encoder(encoders[0], directory, layers=layers, rank=rank)
 
 
 def main() -> None:
@@ -181,7 +187,7 @@ def main() -> None:
     second = replace(RENAMED, max_hours=(1 - _FIRST_SHARE) * args.hours)
     trained = _train(args.work, "renamed", base, second)
     if args.output is not None:
-        package_model(trained, args.output)
+        package_model([base, trained], args.output)
 
 
 def _train(work: Path, name: str, base: Path | None, options: TrainingOptions) -> Path:

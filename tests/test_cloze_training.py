@@ -244,6 +244,23 @@ def test_long_texts_give_one_input_each(blanks: int, tiny_bert_dir: Path) -> Non
         assert all(len(row.tokens) <= 40 for row in batches[number]["rows"])
 
 
+def test_a_run_keeps_the_layers_that_the_one_before_changed(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    lower = []
+    base = None
+    for count, name in ((2, "first"), (1, "second")):
+        changes = {"layers": 2, "train_layers": count}
+        options = options_of("transformer", max_steps=2, learning_rate=1e-3, cloze=changes)
+        train(base, [data["train"]], tmp_path / name, options)
+        base = tmp_path / name
+        encoder: Any = load_cloze_encoder(base)
+        lower.append(encoder.body.encoder.layer[0].output.dense.weight)
+    packaged: Any = load_model().model.base_model
+    assert not torch.equal(lower[0], packaged.encoder.layer[0].output.dense.weight)
+    torch.testing.assert_close(lower[0], lower[1])
+
+
 class Killed(Exception):
     pass
 

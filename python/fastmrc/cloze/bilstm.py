@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastmrc.cloze.encoder import ClozeEncoder, ClozeRow, IntArray, masked_logits
 from fastmrc.cloze.words import is_word
+from fastmrc.encoders.batches import padded
 from fastmrc.errors import InputError
 
 __all__ = ["UNKNOWN", "BiLSTMEncoder", "Match"]
@@ -138,11 +139,7 @@ class BiLSTMEncoder(ClozeEncoder):
             columns = row.word_columns[:, 0]
             right = columns > blank
             places.append(np.where(right, columns - blank - 1 + scores.shape[2], columns))
-        most = max(len(own) for own in places)
-        index = np.zeros((len(rows), most), np.int64)
-        for i, own in enumerate(places):
-            index[i, : len(own)] = own
-        return scores.flatten(1).gather(1, torch.from_numpy(index).to(scores.device))
+        return scores.flatten(1).gather(1, padded(places, 0, scores.device))
 
 
 def _sides(row: ClozeRow) -> tuple[IntArray, IntArray]:

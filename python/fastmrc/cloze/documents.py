@@ -115,17 +115,20 @@ def cut_text(text: str) -> Iterator[str]:
 def is_cloze_file(path: StrPath) -> bool:
     """Tell by its first line with content whether a file holds documents with blanks."""
     with open(path, "rb") as file:
-        return holds_cloze(file.read())
+        return _is_cloze(_first_line(file))
 
 
 def holds_cloze(raw: bytes) -> bool:
     """Tell by the first line with content whether bytes hold documents with blanks."""
-    line = _first_line(raw)
+    return _is_cloze(_first_line(io.BytesIO(raw)))
+
+
+def _is_cloze(line: bytes) -> bool:
     return _is_numbered(line) or _is_json_cloze(line)
 
 
-def _first_line(raw: bytes) -> bytes:
-    return next(filter(None, map(bytes.strip, io.BytesIO(raw.removeprefix(BOM)))), b"")
+def _first_line(lines: Iterable[bytes]) -> bytes:
+    return next(filter(None, (line.removeprefix(BOM).strip() for line in lines)), b"")
 
 
 def _is_numbered(line: bytes) -> bool:
@@ -192,7 +195,7 @@ def parse_cloze(name: str, raw: bytes, on_error: OnError | None = None) -> Itera
     """Yield the documents with blanks that the bytes of a file hold; see `read_cloze`."""
     report = raise_issue if on_error is None else on_error
     seen: set[str] = set()
-    is_json = _first_line(raw).startswith(b"{")
+    is_json = _first_line(io.BytesIO(raw)).startswith(b"{")
     lines = enumerate(io.BytesIO(raw.removeprefix(BOM)), start=1)
     content = ((number, line) for number, line in lines if line.strip())
     for document in (_json_lines if is_json else _cmrc_2017)(name, content, report):
@@ -233,7 +236,7 @@ def read_any_cloze_answers(path: StrPath) -> dict[str, str] | None:
         return None
     with open(path, "rb") as file:
         raw = file.read()
-    if _first_line(raw).startswith(b"<"):
+    if _first_line(io.BytesIO(raw)).startswith(b"<"):
         return read_cloze_answers(path)
     if not holds_cloze(raw):
         return None

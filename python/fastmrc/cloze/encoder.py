@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["ClozeEncoder", "ClozeRow", "padded_rows"]
+__all__ = ["ClozeEncoder", "ClozeRow", "masked_logits"]
 
 IntArray = NDArray[np.int32]
 
@@ -71,15 +71,6 @@ class ClozeEncoder(torch.nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
-
-
-def padded_rows(arrays: Sequence[IntArray], device: torch.device) -> torch.Tensor:
-    """Stack arrays of different lengths, filled up with 0; int64 [rows, longest, ...]."""
-    longest = max(len(array) for array in arrays)
-    out = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), np.int64)
-    for i, array in enumerate(arrays):
-        out[i, : len(array)] = array
-    return torch.from_numpy(out).to(device)
 
 
 def masked_logits(logits: torch.Tensor, rows: Sequence[ClozeRow]) -> torch.Tensor:

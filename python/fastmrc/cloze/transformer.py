@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from fastmrc.cloze.documents import BLANK
-from fastmrc.cloze.encoder import ClozeEncoder, ClozeRow, IntArray, masked_logits, padded_rows
+from fastmrc.cloze.encoder import ClozeEncoder, ClozeRow, IntArray, masked_logits
 from fastmrc.cloze.words import is_word
+from fastmrc.encoders.batches import padded, padded_inputs
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.pretrained import LoadedModel, max_positions
 from fastmrc.text import TextCodec, join_tokens
@@ -202,13 +203,12 @@ class TransformerEncoder(ClozeEncoder):
 
     def forward(self, rows: Sequence[ClozeRow]) -> torch.Tensor:
         device = self.device
-        lengths = torch.tensor([len(row.tokens) for row in rows], device=device)
-        tokens = padded_rows([row.tokens for row in rows], device)
-        inside = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-        hidden = self.body(input_ids=tokens, attention_mask=inside.long()).last_hidden_state
+        padding = int(self.body.config.pad_token_id or 0)
+        inputs = padded_inputs([row.tokens for row in rows], padding, device)
+        hidden = self.body(**inputs).last_hidden_state
         row_of = np.repeat(np.arange(len(rows)), [len(row.blanks) for row in rows])
         asked = np.concatenate([row.blank_columns for row in rows])
-        ends = padded_rows([row.word_columns for row in rows], device)  # [rows, positions, 2]
+        ends = padded([row.word_columns for row in rows], 0, device)  # [rows, positions, 2]
         flat = ends.flatten(1)[..., None].expand(-1, -1, hidden.shape[2])
         words = hidden.gather(1, flat).unflatten(1, (-1, 2)).mean(dim=2)
         logits = self.pointer(hidden[row_of, asked], words, torch.from_numpy(row_of).to(device))

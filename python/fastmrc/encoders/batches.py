@@ -38,9 +38,9 @@ def by_length(lengths: Sequence[int], most_rows: int | None = None) -> Iterator[
 
 
 def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device) -> torch.Tensor:
-    """Stack rows, filled up on the right; int64 [rows, longest]."""
+    """Stack rows, filled up behind; int64 [rows, longest] and the further axes of a row."""
     longest = max(len(row) for row in rows)
-    array = np.full((len(rows), longest), padding, dtype=np.int64)
+    array = np.full((len(rows), longest, *rows[0].shape[1:]), padding, dtype=np.int64)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return torch.from_numpy(array).to(device)

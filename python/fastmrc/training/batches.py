@@ -29,6 +29,7 @@ __all__ = [
     "collate",
     "drawn_objectives",
     "pair_row",
+    "permutation",
     "seq2seq_row",
     "slots_row",
     "span_row",
@@ -340,12 +341,13 @@ class TrainingBatches(torch.utils.data.Dataset[dict[str, Any]]):
         """Return the `number`-th item of endless shuffled passes over `size` items."""
         epoch, place = divmod(number, size)
         stream = ("seq2seq", "mlm", "simbert", "span", "retrieval").index(objective)
-        order = _permutation(self._options.seed, stream, epoch, size)
+        order = permutation(self._options.seed, stream, epoch, size)
         return int(order[place])
 
 
 @lru_cache(maxsize=8)
-def _permutation(seed: int, stream: int, epoch: int, size: int) -> NDArray[np.int64]:
+def permutation(seed: int, stream: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Return the order of a pass over `size` items, a function of the arguments."""
     return np.random.default_rng([seed, stream, epoch, size]).permutation(size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fastmrc.data import DataIssue, StrPath
 from fastmrc.errors import InputError
 from fastmrc.metrics import score_accuracy
 from fastmrc.pretrained import load_base, packaged_model_path
+from fastmrc.training.batches import permutation
 from fastmrc.training.job import (
     DataSummary,
     base_name,
@@ -246,12 +246,7 @@ class ClozeBatches(torch.utils.data.Dataset[dict[str, Any]]):
         if number is None:
             return int(rng.integers(size))
         epoch, place = divmod(number, size)
-        return int(_permutation(self._options.seed, stream, epoch, size)[place])
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, stream: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, stream, epoch, size]).permutation(size)
+        return int(permutation(self._options.seed, stream, epoch, size)[place])
 
 
 class ClozeJob:
@@ -272,6 +267,7 @@ class ClozeJob:
         self._options = options
         settings = None if base is None else cloze_settings(Path(base))
         self._packaged = base is None or (settings or {}).get("body") == "packaged"
+        self._goes_on = base is not None
         self.summary = DataSummary()
         source = ClozeSource()
         source.read(data, self.summary)
@@ -323,6 +319,9 @@ class ClozeJob:
     def save(self, directory: Path) -> None:
         own = self._options.cloze_reader
         layers = own.train_layers if self._packaged else None
+        if layers is not None and self._goes_on:
+            # Layers that are not trained here may have been changed before.
+            layers = self.model.settings()["layers"]
         save_cloze_encoder(self.model.eval(), directory, layers=layers)
 
 

@@ -14,20 +14,6 @@
 namespace fastmrc {
 namespace {
 
-// A sum and what rounding took from it (Knuth's two-sum: unlike a comparison of the terms, which
-// nothing foretells, it takes no branch).
-struct Sum {
-  double high = 0, low = 0;
-
-  void add(double x) {
-    const double next = high + x;
-    const double added = next - high;
-    low += (high - (next - added)) + (x - added);
-    high = next;
-  }
-  double value() const { return high + low; }
-};
-
 // The words of one row, in the order of their first positions.
 class WordSums {
  public:
@@ -35,51 +21,30 @@ class WordSums {
   // word, -1 if there is none.
   int32_t sum(const int32_t* positions, const int32_t* words, const double* weights,
               int64_t count) {
-    int bits = 2;
-    while ((int64_t{1} << bits) < 2 * count) ++bits;
-    const size_t mask = (size_t{1} << bits) - 1;
-    keys_.assign(mask + 1, -1);
-    if (slots_.size() <= mask) slots_.resize(mask + 1);
-    if (entries_.size() < static_cast<size_t>(count)) entries_.resize(static_cast<size_t>(count));
-    int32_t* const keys = keys_.data();
-    int32_t* const slots = slots_.data();
-    Entry* const entries = entries_.data();
-    int32_t found = 0;
-    for (int64_t j = 0; j < count; ++j) {
-      const int32_t position = positions[j];
-      const int32_t word = words[position];
-      if (word < 0) return position;
-      size_t at = (static_cast<uint32_t>(word) * 2654435769u) >> (32 - bits);
-      // One branch asks whether the slot is of another word, which is rare. Whether a word is new,
-      // nothing foretells: no branch for that.
-      while ((keys[at] != word) & (keys[at] >= 0)) at = (at + 1) & mask;
-      const bool is_new = keys[at] < 0;
-      const int32_t i = is_new ? found : slots[at];
-      keys[at] = word;
-      slots[at] = i;
-      entries[found] = {Sum(), word, position};  // overwritten unless it is new
-      entries[i].sum.add(weights[j]);
-      found += is_new ? 1 : 0;
-    }
-    found_ = found;
+    const int32_t negative = find_entries(positions, words, count);
+    if (negative >= 0) return negative;
+    high_.assign(static_cast<size_t>(found_), 0.0);
+    low_.assign(static_cast<size_t>(found_), 0.0);
+    // Apart from the look-up, whose stores and loads the processor would else wait for.
+    for (int64_t j = 0; j < count; ++j) add(entry_of_[static_cast<size_t>(j)], weights[j]);
     return -1;
   }
 
   // Writes the k words of the largest sums; equal ones by first position.
   void write_largest(int64_t k, int32_t* words, double* probs, int32_t* first) {
-    Sum total;
+    double total = 0;
     ranked_.resize(static_cast<size_t>(found_));
     for (size_t j = 0; j < ranked_.size(); ++j) {
-      ranked_[j] = {entries_[j].sum.value(), j};
-      total.add(ranked_[j].value);
+      ranked_[j] = {high_[j] + low_[j], j};
+      total += ranked_[j].value;
     }
     const auto kept = std::min(k, static_cast<int64_t>(ranked_.size()));
     std::partial_sort(ranked_.begin(), ranked_.begin() + kept, ranked_.end());
     for (int64_t j = 0; j < kept; ++j) {
       const Ranked& best = ranked_[static_cast<size_t>(j)];
-      words[j] = entries_[best.entry].word;
-      first[j] = entries_[best.entry].first;
-      probs[j] = best.value / total.value();
+      words[j] = word_[best.entry];
+      first[j] = first_[best.entry];
+      probs[j] = best.value / total;
     }
     std::fill(words + kept, words + k, -1);
     std::fill(first + kept, first + k, -1);
@@ -87,10 +52,57 @@ class WordSums {
   }
 
  private:
-  struct Entry {
-    Sum sum;
-    int32_t word, first;
-  };
+  // Numbers the words by their first positions and notes which one stands at each position; returns
+  // the first position of a negative word, -1 if there is none.
+  int32_t find_entries(const int32_t* positions, const int32_t* words, int64_t count) {
+    int bits = 2;
+    while ((int64_t{1} << bits) < 2 * count) ++bits;
+    const size_t mask = (size_t{1} << bits) - 1;
+    table_.assign(mask + 1, kFree);
+    for (std::vector<int32_t>* own : {&entry_of_, &word_, &first_}) {
+      if (own->size() <= static_cast<size_t>(count)) own->resize(static_cast<size_t>(count) + 1);
+    }
+    int64_t* const table = table_.data();
+    int32_t* const entry_of = entry_of_.data();
+    int32_t* const word_of = word_.data();
+    int32_t* const first = first_.data();
+    int32_t found = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      const int32_t position = positions[j];
+      const int32_t word = words[position];
+      if (word < 0) return position;
+      size_t at = (static_cast<uint32_t>(word) * 2654435769u) >> (32 - bits);
+      // Above 0 if the slot is of another word, which is rare; below if it is free, as words are
+      // not negative. Whether a word is new, nothing foretells: no branch for that.
+      int64_t slot = table[at];
+      int32_t other = static_cast<int32_t>(slot >> 32) ^ word;
+      while (other > 0) {
+        at = (at + 1) & mask;
+        slot = table[at];
+        other = static_cast<int32_t>(slot >> 32) ^ word;
+      }
+      const bool is_new = other < 0;
+      const int64_t own = is_new ? (int64_t{word} << 32) | found : slot;
+      table[at] = own;
+      entry_of[j] = static_cast<int32_t>(own);
+      word_of[found] = word;  // kept if it is new
+      first[found] = position;
+      found += is_new ? 1 : 0;
+    }
+    found_ = found;
+    return -1;
+  }
+
+  // Knuth's two-sum: `low_` gathers what rounding took. Unlike a comparison of the terms, which
+  // nothing foretells, it takes no branch.
+  void add(int32_t i, double x) {
+    double& high = high_[static_cast<size_t>(i)];
+    const double next = high + x;
+    const double added = next - high;
+    low_[static_cast<size_t>(i)] += (high - (next - added)) + (x - added);
+    high = next;
+  }
+
   struct Ranked {
     double value;
     size_t entry;
@@ -100,10 +112,13 @@ class WordSums {
     }
   };
 
-  std::vector<int32_t> keys_;   // open addressing: the word of a slot, -1 if it is free
-  std::vector<int32_t> slots_;  // its entry
-  std::vector<Entry> entries_;  // the first found_ are in use
-  int32_t found_ = 0;
+  static constexpr int64_t kFree = -1;
+
+  std::vector<int64_t> table_;     // open addressing: word << 32 | entry, or kFree
+  std::vector<int32_t> entry_of_;  // of each position
+  int32_t found_ = 0;              // entries in use
+  std::vector<int32_t> word_, first_;
+  std::vector<double> high_, low_;  // sums, and what rounding took from them
   std::vector<Ranked> ranked_;
 };
 
@@ -136,17 +151,17 @@ void list_positions(const AttentionSum& input, int64_t row, Scratch& scratch) {
   logits.resize(positions.size());
   kernels().gather(input.logits.row(row), input.logits.dtype, positions.data(),
                    static_cast<int64_t>(positions.size()), logits.data());
-  bool sound = true, masked = false;  // of all at once, as nearly always all are sound
+  int32_t unsound = 0, masked = 0;  // of all at once, as nearly always all are sound
   for (const float logit : logits) {
-    sound &= logit < INFINITY;
-    masked |= logit == -INFINITY;
+    unsound |= logit < INFINITY ? 0 : 1;
+    masked |= logit == -INFINITY ? 1 : 0;
   }
-  for (size_t j = 0; !sound && j < logits.size(); ++j) {
+  for (size_t j = 0; unsound != 0 && j < logits.size(); ++j) {
     if (logits[j] < INFINITY) continue;
     refuse("logits: expected numbers below infinity, got " + std::to_string(logits[j]), row,
            positions[j]);
   }
-  if (!masked) return;
+  if (masked == 0) return;
   size_t kept = 0;
   for (size_t j = 0; j < positions.size(); ++j) {
     if (logits[j] == -INFINITY) continue;

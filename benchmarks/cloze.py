@@ -78,7 +78,7 @@ def _same(reader: ClozeReader, document: ClozeDocument) -> bool:
         if isinstance(encoder, BiLSTMEncoder):
             weights = {name: w.numpy() for name, w in encoder.lstm.state_dict().items()}
             weights["vectors"] = torch.cat([encoder.unknown, encoder.known]).numpy()
-            lstm = encoder.lstm.num_layers
+            lstm = encoder.lstm.depth
             exact = reference.bilstm_logits(
                 ids.tolist(), blank, weights, depth=lstm, match=encoder.match
             )

@@ -11,6 +11,9 @@ cmrc2017_user.jsonl         CMRC 2017 user questions (likewise), whose passages 
 cmrc2018_trial.jsonl        CMRC 2018 trial set (github ymcui/cmrc2018, CC BY-SA 4.0)
 drcd_dev_simp.jsonl,        DRCD in Simplified Chinese (github DRCKnowledgeTeam/DRCD,
 drcd_test_simp.jsonl        CC BY-SA 3.0)
+chinesesquad_dev.jsonl      ChineseSquad (github pluto-junzeng/ChineseSquad, after SQuAD,
+                            CC BY-SA 4.0)
+xquad_zh.jsonl              XQuAD (github google-deepmind/xquad, CC BY-SA 4.0)
 ==========================  ====================================================================
 
 Many questions of CMRC 2017 are on the same stories. The questions are therefore divided by story:
@@ -63,6 +66,8 @@ _TEXTS = {
     "drcd_dev_simp.jsonl": 1,
     "drcd_test_simp.jsonl": 1,
     "cmrc2018_trial.jsonl": 1,
+    "chinesesquad_dev.jsonl": 1,
+    "xquad_zh.jsonl": 1,
 }
 
 TRANSFORMER = TrainingOptions(
@@ -73,15 +78,15 @@ TRANSFORMER = TrainingOptions(
     eval_steps=500,
     cloze_reader=ClozeOptions(layers=8, train_layers=8, blanks=12, labelled_share=0.4),
 )
-# Then against learning the stories by heart.
+# Then against learning the stories by heart. Dropout would turn torch's fused attention off on a
+# CPU: 18 batches a minute instead of 50.
 RENAMED = replace(
     TRANSFORMER,
     learning_rate=1.5e-4,
-    dropout=0.1,
     seed=1,
-    cloze_reader=replace(TRANSFORMER.cloze_reader, rename_share=0.7),
+    cloze_reader=replace(TRANSFORMER.cloze_reader, rename_share=0.5),
 )
-_FIRST_SHARE = 0.76
+_FIRST_SHARE = 0.4
 BILSTM = replace(
     TRANSFORMER,
     batch_size=64,

@@ -142,9 +142,9 @@ def bilstm_logits(
     blank
         Position of the blank; its logit is -inf.
     weights
-        ``vectors`` [words, dimension] and, as torch names them, ``weight_ih_l0`` [4 h, in],
-        ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``, the same with ``_reverse`` and for the
-        further layers.
+        ``vectors`` [words, dimension] and, as torch names them, ``forwards.0.weight_ih_l0``
+        [4 h, in], ``forwards.0.weight_hh_l0`` [4 h, h], ``forwards.0.bias_ih_l0`` and
+        ``forwards.0.bias_hh_l0`` [4 h], the same with ``backwards`` and for the further layers.
     depth
         Layers.
     match
@@ -160,8 +160,8 @@ def bilstm_logits(
     for side in sides:
         states = weights["vectors"][side or [0]].astype(np.float64)
         for layer in range(depth):
-            forward = _lstm(states, weights, f"l{layer}")
-            backward = _lstm(states[::-1], weights, f"l{layer}_reverse")[::-1]
+            forward = _lstm(states, weights, f"forwards.{layer}")
+            backward = _lstm(states[::-1], weights, f"backwards.{layer}")[::-1]
             states = np.concatenate([forward, backward], axis=1)
         hidden = states.shape[1] // 2
         tops.append(states if side else states[:0])
@@ -174,8 +174,8 @@ def bilstm_logits(
 
 def _lstm(inputs: NDArray[np.float64], weights: Weights, name: str) -> NDArray[np.float64]:
     """Run one direction of one layer from left to right; [positions, hidden]."""
-    w_ih, w_hh = weights[f"weight_ih_{name}"], weights[f"weight_hh_{name}"]
-    bias = weights[f"bias_ih_{name}"].astype(np.float64) + weights[f"bias_hh_{name}"]
+    w_ih, w_hh = weights[f"{name}.weight_ih_l0"], weights[f"{name}.weight_hh_l0"]
+    bias = weights[f"{name}.bias_ih_l0"].astype(np.float64) + weights[f"{name}.bias_hh_l0"]
     state = cell = np.zeros(w_hh.shape[1])
     states = []
     for x in inputs:

@@ -14,7 +14,8 @@ from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.types import Answer, Candidate, Span, Timings
 
 if TYPE_CHECKING:
-    from fastmrc import cloze, integrations, metrics, ops, reference
+    from fastmrc import audit, cloze, integrations, metrics, ops, reference
+    from fastmrc.audit.search import find_unargmaxable
     from fastmrc.cloze.reader import ClozeReader
     from fastmrc.constraints import SpanIndex, Trie
     from fastmrc.readers.mlm import MLMReader
@@ -37,8 +38,10 @@ __all__ = [
     "Trie",
     "UnsupportedModelError",
     "__version__",
+    "audit",
     "build_info",
     "cloze",
+    "find_unargmaxable",
     "get_num_threads",
     "integrations",
     "metrics",
@@ -56,7 +59,9 @@ _LAZY = {
     "SpanIndex": ("fastmrc.constraints", "SpanIndex"),
     "SpanReader": ("fastmrc.readers.span", "SpanReader"),
     "Trie": ("fastmrc.constraints", "Trie"),
+    "audit": ("fastmrc.audit", None),
     "cloze": ("fastmrc.cloze", None),
+    "find_unargmaxable": ("fastmrc.audit.search", "find_unargmaxable"),
     "integrations": ("fastmrc.integrations", None),
     "metrics": ("fastmrc.metrics", None),
     "ops": ("fastmrc.ops", None),

@@ -10,8 +10,9 @@ Each command is a module of this package, named in `COMMANDS` (with ``_`` for ``
 Nothing here imports torch or transformers before a command needs a reader, so that ``--help``
 answers at once.
 
-Exit codes: 0 done, 1 ``bench`` found different answers, 2 an error or lines that could not be
-used, 130 interrupted, 141 the reader of a pipe went away.
+Exit codes: 0 done, 1 ``bench`` found different answers or ``audit`` tokens that are not argmaxable,
+2 an error or lines that could not be used, 3 ``audit`` left tokens undecided, 130 interrupted, 141
+the reader of a pipe went away.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COMMANDS = (
     "search",
     "mine-pairs",
     "cloze",
+    "audit",
     "train",
     "prune-vocab",
     "bench",

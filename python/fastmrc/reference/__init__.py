@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastmrc.reference.audit import largest_lead, min_norm_point, reflection_search
 from fastmrc.reference.beam_search import NextLogits, beam_search
 from fastmrc.reference.cloze import attention_sum, bilstm_logits
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
@@ -35,7 +36,10 @@ __all__ = [
     "beam_step",
     "best_spans",
     "bilstm_logits",
+    "largest_lead",
     "log_softmax_topk",
+    "min_norm_point",
+    "reflection_search",
     "row_stats",
     "sample",
     "sample_sequences",

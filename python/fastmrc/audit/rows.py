@@ -1,0 +1,205 @@
+"""The different rows of an output layer, whitened, and exact leads of points.
+
+Token k can have the largest logit iff some z gives (w_k - w_i) z + b_k - b_i > 0 for all others i.
+Differences do not change when a centre is taken off all rows, and a change of basis of z changes
+nothing, so the search for z works with ``y = (w - centre) @ basis``, whose covariance is the
+identity; what it finds is checked in the rows as given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastmrc.audit.layer import OutputLayer
+
+__all__ = ["UNIT32", "UNIT64", "Rows", "group_tokens"]
+
+UNIT32, UNIT64 = 2.0**-24, 2.0**-53
+_BLOCK = 8192
+# Up to so many numbers the singular values are computed of the rows, not of their covariance,
+# which sees half the digits.
+_SMALL = 1 << 22
+
+
+def group_tokens(layer: OutputLayer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens that stand for the different rows, and whom each token is judged by.
+
+    Of tokens with the same row the first of those with the largest bias stands for all.
+
+    Returns
+    -------
+    distinct, judge
+        int64 [U], rising, and int64 [V]: ``judge[k]`` is the token that stands for row k.
+    """
+    first: dict[bytes, int] = {}
+    judge = np.arange(len(layer.weight))
+    for start, block in _blocks(layer.weight):
+        for i, row in enumerate(block + 0.0, start):  # minus zero is zero
+            judge[i] = first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
+    if layer.bias is not None:
+        order = np.lexsort((np.arange(len(judge)), -layer.bias, judge))
+        heads = np.flatnonzero(np.diff(judge[order], prepend=-1))
+        best = dict(zip(judge[order[heads]].tolist(), order[heads].tolist(), strict=True))
+        judge = np.array([best[j] for j in judge.tolist()])
+    return np.unique(judge), judge
+
+
+def _blocks(weight: NDArray[np.floating]) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    for start in range(0, len(weight), _BLOCK):
+        yield start, weight[start : start + _BLOCK]
+
+
+class Rows:
+    """Different rows of a layer. Rows are numbered in here, as the entries of `distinct`.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    distinct
+        Tokens whose rows these are.
+    device
+        Of the whitened rows.
+
+    Attributes
+    ----------
+    bias
+        float64 [U] on the CPU, or None if all are equal.
+    white
+        float32 [U, r], whitened rows, on the device.
+    centre, basis
+        float64 [d] and [d, r].
+    moving
+        int64, the columns in which rows differ.
+    largest_norm, reach
+        Of the rows as given, and of what is left of them without the centre.
+    spread, white_norm
+        Norms of the basis and of the longest whitened row.
+    """
+
+    def __init__(
+        self, layer: OutputLayer, distinct: NDArray[np.int64], device: torch.device
+    ) -> None:
+        self.layer = layer
+        self.distinct = distinct
+        self.device = device
+        self._all = len(distinct) == len(layer.weight)
+        self.bias: torch.Tensor | None = None
+        if layer.bias is not None:
+            bias = torch.from_numpy(layer.bias[distinct])
+            self.bias = bias if bool((bias != bias[0]).any()) else None
+        self.centre = torch.stack([p.sum(dim=0) for _, p in self.parts()]).sum(dim=0) / len(self)
+        self.largest_norm = max(_longest(part) for _, part in self.parts())
+        self.moving = self._moving_columns()
+        self.basis = self._whitening()
+        self.white = torch.empty(len(self), self.rank, device=device)
+        self.white_norm = self.reach = 0.0
+        for start, part in self.parts():
+            centred = part - self.centre
+            white = (centred @ self.basis).float()
+            self.white[start : start + len(part)] = white
+            self.white_norm = max(self.white_norm, _longest(white))
+            self.reach = max(self.reach, _longest(centred))
+        self.spread = float(torch.linalg.matrix_norm(self.basis, 2)) if self.rank else 0.0
+        self.bias_range = 0.0
+        if self.bias is not None:
+            self.bias_range = float(self.bias.abs().max())
+
+    def __len__(self) -> int:
+        return len(self.distinct)
+
+    @property
+    def width(self) -> int:
+        """Return d."""
+        return int(self.layer.weight.shape[1])
+
+    @property
+    def rank(self) -> int:
+        """Return the dimension of the space of the differences."""
+        return int(self.basis.shape[1])
+
+    def rows(self, numbers: torch.Tensor | slice) -> torch.Tensor:
+        """Return rows as given, in float64."""
+        index = numbers if isinstance(numbers, slice) else numbers.numpy()
+        if not self._all:
+            index = self.distinct[index]
+        return torch.from_numpy(self.layer.weight[index].astype(np.float64))
+
+    def whitened(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return whitened rows in float64, more precise than those of `white`."""
+        return (self.rows(numbers) - self.centre) @ self.basis
+
+    def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the rows as given, block by block in float64, with the number of the first."""
+        for start in range(0, len(self), _BLOCK):
+            yield start, self.rows(slice(start, min(start + _BLOCK, len(self))))
+
+    def leads(
+        self, points: torch.Tensor, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return by how much rows score more than all others at points, and the error of that.
+
+        Parameters
+        ----------
+        points
+            float32 or float64 [n, d].
+        numbers
+            int64 [n], the row that should lead at each point.
+
+        Returns
+        -------
+        lead, error
+            float64 [n]; the true lead is above 0 where ``lead > error``. inf if there are no
+            others.
+        """
+        wide = points.double()
+        own = (self.rows(numbers) * wide).sum(dim=1)
+        best = torch.full_like(own, -torch.inf)
+        for start, part in self.parts():
+            scores = part @ wide.T
+            if self.bias is not None:
+                scores += self.bias[start : start + len(part), None]
+            inside = (numbers >= start) & (numbers < start + len(part))
+            scores[numbers[inside] - start, inside.nonzero()[:, 0]] = -torch.inf
+            best = torch.maximum(best, scores.amax(dim=0))
+        if self.bias is not None:
+            own = own + self.bias[numbers]
+        norms = torch.linalg.vector_norm(wide, dim=1)
+        error = 2 * (self.width + 2) * UNIT64 * norms * self.largest_norm
+        return own - best, error + 8 * UNIT64 * self.bias_range
+
+    def _moving_columns(self) -> torch.Tensor:
+        first = self.rows(slice(0, 1))
+        moving = torch.zeros(self.width, dtype=torch.bool)
+        for _, part in self.parts():
+            moving |= (part != first).any(dim=0)
+        return moving.nonzero()[:, 0]
+
+    def _whitening(self) -> torch.Tensor:
+        if len(self) * self.width <= _SMALL:
+            centred = torch.cat([part for _, part in self.parts()]) - self.centre
+            _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+            axes = axes.T
+            kept = values > values[0] * max(centred.shape) * 2 * UNIT64
+        else:
+            products = torch.zeros(self.width, self.width, dtype=torch.float64)
+            for _, part in self.parts():
+                products += (part - self.centre).T @ (part - self.centre)
+            squares, axes = torch.linalg.eigh(products)
+            kept = squares > squares[-1] * self.width * 8 * UNIT64
+            values = squares.clamp(min=0).sqrt()
+        kept &= values > 0
+        largest = values[kept].max() if kept.any() else 1.0
+        # Their scale is free: that of the largest is 1.
+        basis: torch.Tensor = axes[:, kept] * (values[kept] / largest) ** -0.5
+        return basis
+
+
+def _longest(vectors: torch.Tensor) -> float:
+    """Return the norm of the longest of vectors [n, c]."""
+    return float(vectors.double().square().sum(dim=1).max().sqrt())

@@ -1,0 +1,453 @@
+"""The audit: stage after stage for the tokens that are left."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fastmrc.audit.cutting_planes import has_highs, lp_search
+from fastmrc.audit.frank_wolfe import HullPoints, frank_wolfe
+from fastmrc.audit.layer import OutputLayer, make_layer
+from fastmrc.audit.newton import Found, Lifted, newton_search, tested_witness
+from fastmrc.audit.report import AuditReport
+from fastmrc.audit.results import AuditState, Results
+from fastmrc.audit.rows import UNIT64, Rows, group_tokens
+from fastmrc.audit.verdicts import Stage, TokenStatus
+from fastmrc.audit.weights import Weights, best_proof, bounded_proof
+from fastmrc.audit.witnesses import BestOthers, lead_errors, reflect
+from fastmrc.data import StrPath
+from fastmrc.errors import InputError
+
+__all__ = ["METHODS", "Method", "find_unargmaxable"]
+
+Method = Literal["auto", "frank-wolfe", "reflection", "lp"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+# Reflections before what is left is solved one by one, and those of the published search.
+_REFLECTIONS, _PATIENCE = 20, 2500
+_FRANK_WOLFE_STEPS = 500
+# Numbers held at once by a stage that works on many tokens.
+_HELD = 1 << 24
+# A mean row so near to a token's, by the largest norm of a row, makes it NEAR.
+_NEAR = 1e-6
+_SAVE_SECONDS = 30.0
+
+
+def find_unargmaxable(
+    weight: Any,
+    bias: Any = None,
+    ids: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    radius: float | None = None,
+    device: str | None = None,
+    *,
+    method: Method = "auto",
+    time_limit: float | None = None,
+    state: StrPath | None = None,
+    progress: bool = False,
+    options: dict[str, Any] | None = None,
+) -> AuditReport:
+    """Find tokens to which an output layer can never give the largest logit.
+
+    Token k is argmaxable iff some input z gives ``(w_k - w_i) z + b_k - b_i > 0`` for all other
+    tokens i. Demeter, Kimmel and Downey, "Stolen Probability", 2020; Grivas, Bogoychev and Lopez,
+    "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice", 2022.
+
+    Every verdict but UNDECIDED comes with what proves it, checked in float64 against the layer as
+    given. Stages: equal rows; the product of all whitened rows; reflections; Newton steps on a
+    working set; linear programmes, if highspy is installed (extra ``audit``).
+
+    Parameters
+    ----------
+    weight
+        [V, d], float16, bfloat16, float32 or float64, NumPy or torch; or an `OutputLayer`.
+    bias
+        [V], likewise, or None.
+    ids
+        Tokens to judge, against all others; None for all.
+    radius
+        Only inputs of at most this norm count; None for any. Without a bias it makes no difference.
+    device
+        As torch names it, of the products of the first stages; the CPU by default.
+    method
+        ``auto``, or one way for all tokens, to compare: ``frank-wolfe`` (the point of least norm in
+        the hull of the differences), ``reflection`` (the published search, which finds witnesses
+        only) or ``lp``.
+    time_limit
+        Seconds after which what is left stays UNDECIDED.
+    state
+        File in which a stopped audit is kept; named again, it goes on there.
+    progress
+        Whether to show progress bars on stderr.
+    options
+        More settings for the file of certificates.
+
+    Returns
+    -------
+    AuditReport
+
+    Raises
+    ------
+    InputError
+        For shapes or numbers that do not fit, NaN or infinity, ids out of range, a method that
+        cannot be used, or a state of another audit.
+    TypeError
+        For another dtype.
+    """
+    layer = weight if isinstance(weight, OutputLayer) else make_layer(weight, bias)
+    if layer is weight and bias is not None:
+        raise InputError("bias: expected None beside an OutputLayer, which has its own")
+    asked = _checked_ids(ids, len(layer.weight))
+    if radius is not None and not 0 < radius < math.inf:
+        raise InputError(f"radius: expected a number above 0, got {radius}")
+    if time_limit is not None and not time_limit > 0:
+        raise InputError(f"time_limit: expected seconds above 0, got {time_limit}")
+    if method not in METHODS:
+        raise InputError(f"method: expected {', '.join(METHODS)}, got {method!r}")
+    if method == "lp" and not has_highs():
+        raise InputError("method: 'lp' needs highspy: pip install 'fastmrc[audit]'")
+    if method in ("lp", "reflection") and radius is not None:
+        raise InputError(f"radius: method {method!r} knows none")
+    audit = _Audit(layer, asked, radius, method, torch.device(device or "cpu"), progress)
+    audit.deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    return audit.run(state, options or {})
+
+
+def _checked_ids(ids: Any, size: int) -> NDArray[np.int64]:
+    if ids is None:
+        return np.arange(size)
+    given = np.asarray(ids)
+    if given.size == 0:
+        raise InputError("ids: expected at least one token, got none")
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"ids: expected integers, got {given.dtype} of shape {given.shape}")
+    wrong = given[(given < 0) | (given >= size)]
+    if len(wrong):
+        raise InputError(f"ids: expected 0 to {size - 1}, got {wrong[0]}")
+    return np.unique(given.astype(np.int64))
+
+
+class _Audit:
+    def __init__(
+        self,
+        layer: OutputLayer,
+        asked: NDArray[np.int64],
+        radius: float | None,
+        method: Method,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        self.layer = layer
+        self.asked = asked
+        self.method = method
+        self.progress = progress
+        self.radius = radius
+        # Norm of witnesses whose norm is free; rounding must not take it above the radius.
+        self.length = 1.0 if radius is None else radius * (1 - 2.0**-21)
+        self.deadline = math.inf
+        self.results = Results(len(layer.weight))
+        distinct, self.judge = group_tokens(layer)
+        self.rows = Rows(layer, distinct, device)
+        self.lifted = Lifted(self.rows)
+        # Numbers, among the distinct rows, of those that are asked for.
+        self.numbers = torch.from_numpy(np.searchsorted(distinct, np.unique(self.judge[asked])))
+        self.all = len(self.numbers) == len(distinct)
+        self.nearest: dict[int, tuple[float, Weights, Stage]] = {}
+        self.kept: dict[str, NDArray[Any]] = {}
+        self.saved = time.monotonic()
+
+    def go_on(self) -> bool:
+        return time.monotonic() < self.deadline
+
+    def run(self, path: StrPath | None, options: dict[str, Any]) -> AuditReport:
+        settings = [self.layer.digest(), self.asked.tolist(), self.radius, self.method]
+        key = self.layer.digest() if path is None else json.dumps(settings)
+        self.state = AuditState(path, key)
+        loaded = self.state.load(self.results)
+        self.kept = {name: loaded[name] for name in ("best", "done") if name in loaded}
+        try:
+            self._stages()
+        finally:
+            self.state.save(self.results, **self.kept)
+        self._near()
+        self._twins()
+        return AuditReport(
+            self.layer,
+            self.asked,
+            self.radius,
+            self.method,
+            self.results,
+            self.judge,
+            self.rows.centre.numpy(),
+            self.rows.basis.numpy(),
+            self.go_on() or not (self.results.status[self.asked] == 0).any(),
+            options,
+        )
+
+    def _stages(self) -> None:
+        if len(self.rows) == 1:
+            token = int(self.rows.distinct[0])
+            self.results.decide(token, TokenStatus.ARGMAXABLE, Stage.DUPLICATES, math.inf)
+            self.results.witnesses[token] = np.zeros(self.rows.width, np.float32)
+            return
+        if self.method == "auto":
+            self._whitened()
+            if self.radius is None or self.rows.bias is None:
+                self._reflections(_REFLECTIONS, white=True)
+            else:
+                self._frank_wolfe()
+            self._one_by_one(Stage.NEWTON)
+            if has_highs():
+                self._one_by_one(Stage.LP)
+        elif self.method == "reflection":
+            self._reflections(_PATIENCE, white=False)
+        elif self.method == "frank-wolfe":
+            self._frank_wolfe()
+        else:
+            self._one_by_one(Stage.LP)
+
+    def _left(self) -> torch.Tensor:
+        """Return the numbers of the rows that no stage has decided."""
+        status = self.results.status[self.rows.distinct[self.numbers.numpy()]]
+        return self.numbers[torch.from_numpy(status == TokenStatus.UNDECIDED)]
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.results.seconds[stage] += time.perf_counter() - begin
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.state.save(self.results, **self.kept)
+            self.saved = time.monotonic()
+
+    # --- stages --------------------------------------------------------------------------------
+
+    def _whitened(self) -> None:
+        if "best" in self.kept and int(self.kept["done"]) < 0:
+            return
+        with self._timed(Stage.WHITENED):
+            others = BestOthers(self.rows, None if self.all else self.numbers)
+            if "best" in self.kept:
+                others.best = torch.from_numpy(self.kept["best"].copy())
+                others.done = int(self.kept["done"])
+            with self._bar(others.total, others.done, "whitened rows") as bar:
+                while others.done < others.total and self.go_on():
+                    others.step()
+                    bar.update()
+                    self.kept = {"best": others.best.numpy(), "done": np.array(others.done)}
+                    self._save_now_and_then()
+            if others.done == others.total:
+                self._judge_leads(others.best)
+                self.kept = {"best": np.empty(0, np.float32), "done": np.array(-1)}
+
+    def _judge_leads(self, best: torch.Tensor) -> None:
+        rows, size = self.rows, max(1, _HELD // max(1, self.rows.width))
+        for start in range(0, len(self.numbers), size):
+            numbers = self.numbers[start : start + size]
+            white = rows.white[numbers.to(rows.device)].cpu()
+            points = white.double() @ rows.basis.T
+            norms = torch.linalg.vector_norm(points, dim=1)
+            lead = (white.double() ** 2).sum(dim=1) - best[start : start + size]
+            safe = lead - lead_errors(rows, white, norms)
+            scale, gap = self._scales(numbers, safe, norms)
+            sound = (safe > 0) & (scale * norms < 1e30) & (scale * safe + gap > 0)
+            margin = (scale * lead + gap) / (scale * norms)
+            tokens = rows.distinct[numbers.numpy()]
+            for i in sound.nonzero()[:, 0].tolist():
+                token = int(tokens[i])
+                self.results.scale[token] = scale[i]
+                self.results.decide(token, TokenStatus.ARGMAXABLE, Stage.WHITENED, float(margin[i]))
+
+    def _scales(
+        self, numbers: torch.Tensor, safe: torch.Tensor, norms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how long the witnesses are made, by the factor, and what the bias may cost."""
+        unit = self.length / norms
+        bias = self.rows.bias
+        if bias is None:
+            return unit, torch.zeros_like(norms)
+        gap = bias[numbers] - bias.max() - 16 * UNIT64 * self.rows.bias_range
+        if self.radius is not None:
+            return unit, gap
+        return torch.maximum(unit, (1e-6 * self.rows.bias_range - 2 * gap) / safe), gap
+
+    def _reflections(self, steps: int, *, white: bool) -> None:
+        rows = self.rows
+        vectors = rows.white if white else rows.rows(slice(0, len(rows))).to(rows.device)
+        size = max(1, min(1024, _HELD // len(rows)))
+        left = self._left()
+        with self._timed(Stage.REFLECTION), self._bar(len(left), 0, "reflections") as bar:
+            for numbers in torch.split(left, size):
+                if not self.go_on():
+                    return
+                starts = vectors[numbers.to(rows.device)]
+                points = reflect(rows, numbers, starts, steps, vectors, self.go_on).cpu().double()
+                self._take_witnesses(
+                    numbers, points @ rows.basis.T if white else points, Stage.REFLECTION
+                )
+                self._advance(bar, len(numbers))
+
+    def _take_witnesses(self, numbers: torch.Tensor, points: torch.Tensor, stage: Stage) -> None:
+        """Decide the rows that lead at their points [n, d], of which the first n are tried."""
+        norms = torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        if self.rows.bias is None or self.radius is not None:
+            points = points * (self.length / norms)
+        rounded = points.float()
+        lead, error = self.rows.leads(rounded, numbers)
+        length = torch.linalg.vector_norm(rounded.double(), dim=1)
+        for i in (lead > error).nonzero()[:, 0].tolist():
+            token = int(self.rows.distinct[int(numbers[i])])
+            self.results.witnesses[token] = rounded[i].numpy().copy()
+            margin = float(lead[i] / length[i])
+            self.results.decide(token, TokenStatus.ARGMAXABLE, stage, margin)
+
+    def _frank_wolfe(self) -> None:
+        rows, every = self.rows, torch.arange(len(self.rows))
+        bounded = self.radius is not None and rows.bias is not None
+        # A radius bounds inputs in their own coordinates; without one the bias is a coordinate.
+        vectors = rows.rows(every) if bounded else self.lifted.vectors(every)
+        upwards = self.lifted.upwards()
+        extra = upwards[0] if len(upwards) and not bounded else None
+        bias = rows.bias if bounded else None
+        radius = self.radius if bounded and self.radius is not None else 1.0
+        size = max(1, min(256, _HELD // 4 // len(rows)))
+        left = self._left()
+        with self._timed(Stage.FRANK_WOLFE), self._bar(len(left), 0, "Frank-Wolfe") as bar:
+            for numbers in torch.split(left, size):
+                if not self.go_on():
+                    return
+                found = frank_wolfe(
+                    numbers, vectors, bias, extra, radius, _FRANK_WOLFE_STEPS, self.go_on
+                )
+                self._take_hull(numbers, found, bounded)
+                self._advance(bar, len(numbers))
+
+    def _take_hull(self, numbers: torch.Tensor, found: HullPoints, bounded: bool) -> None:
+        leading = found.lower > 0
+        if leading.any():
+            points = found.best[leading]
+            if not bounded:
+                points = torch.stack([self.lifted.witness(point) for point in points])  # type: ignore[misc]
+            self._take_witnesses(numbers[leading], points, Stage.FRANK_WOLFE)
+        status = self.results.status[self.rows.distinct[numbers.numpy()]]
+        for i in np.flatnonzero(status == TokenStatus.UNDECIDED).tolist():
+            weights = found.weights[i, : len(self.rows)]
+            others = weights.nonzero()[:, 0]
+            number = int(numbers[i])
+            proof = None
+            if bounded and float(found.upper[i]) <= 0:
+                proof = bounded_proof(
+                    self.rows, number, others, weights[others], float(self.radius or 1.0)
+                )
+            if proof is None and len(others):
+                proof = best_proof(self.rows, number, others, weights[others])
+            self._take_weights(number, proof, Stage.FRANK_WOLFE)
+
+    def _one_by_one(self, stage: Stage) -> None:
+        solve = newton_search if stage == Stage.NEWTON else lp_search
+        left = self._left()
+        with self._timed(stage), self._bar(len(left), 0, stage.name) as bar:
+            for number in left.tolist():
+                if not self.go_on():
+                    return
+                start = self.rows.white[number]
+                found = solve(self.lifted, number, start, self.go_on)
+                self._take(number, found, stage)
+                self._advance(bar, 1)
+
+    def _take(self, number: int, found: Found, stage: Stage) -> None:
+        token = int(self.rows.distinct[number])
+        if found.witness is None:
+            self._take_weights(number, found.weights, stage)
+            return
+        length = float(torch.linalg.vector_norm(found.witness.double()))
+        if self.radius is not None:
+            resized = tested_witness(
+                self.rows, number, found.witness.double() * (self.length / length)
+            )
+            if resized is not None:
+                found, length = Found(*resized), self.length
+            elif length > self.radius or self.layer.on_sphere:
+                return
+        assert found.witness is not None
+        self.results.witnesses[token] = found.witness.numpy().copy()
+        self.results.weights.pop(token, None)
+        self.results.decide(token, TokenStatus.ARGMAXABLE, stage, found.lead / length)
+
+    def _take_weights(self, number: int, weights: Weights | None, stage: Stage) -> None:
+        """Keep weights that prove that a row has no witness; others if they are the best yet."""
+        if weights is None:
+            return
+        token = int(self.rows.distinct[number])
+        kept = (self.rows.distinct[weights.numbers], weights.values)
+        if weights.proven:
+            self.results.weights[token] = kept
+            self.results.decide(token, TokenStatus.UNARGMAXABLE, stage, 0.0)
+            return
+        margin = weights.residual + weights.bias_gap
+        if token not in self.nearest or margin < self.nearest[token][0]:
+            self.nearest[token] = (margin, weights, stage)
+
+    def _near(self) -> None:
+        """Say of what is left which rows are within rounding of a proof."""
+        for number in self._left().tolist():
+            token = int(self.rows.distinct[number])
+            if token not in self.nearest:
+                continue
+            margin, weights, stage = self.nearest[token]
+            near = weights.residual <= _NEAR * self.rows.largest_norm
+            if near and weights.bias_gap <= _NEAR * self.rows.bias_range:
+                self.results.weights[token] = (self.rows.distinct[weights.numbers], weights.values)
+                self.results.decide(token, TokenStatus.NEAR, stage, margin)
+
+    # --- equal rows ----------------------------------------------------------------------------
+
+    def _twins(self) -> None:
+        """Judge tokens with equal rows by the one that stands for them."""
+        judge, results, bias = self.judge, self.results, self.layer.bias
+        twins = np.flatnonzero(judge != np.arange(len(judge)))
+        tied = []
+        for token in twins.tolist():
+            other = int(judge[token])
+            if bias is not None and bias[token] < bias[other]:
+                results.weights[token] = (np.array([other]), np.ones(1))
+                results.decide(token, TokenStatus.UNARGMAXABLE, Stage.DUPLICATES, 0.0)
+            else:
+                tied.append((token, other))
+        for token, other in tied:
+            if results.status[other] == TokenStatus.ARGMAXABLE:
+                results.status[other] = TokenStatus.TIE
+            for values in (results.status, results.stage, results.margin):
+                values[token] = values[other]
+
+    # --- progress ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _bar(self, total: int, done: int, name: str) -> Iterator[Any]:
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            disable=not self.progress or not total,
+            leave=False,
+        ) as bar:
+            yield bar
+
+    def _advance(self, bar: Any, count: int) -> None:
+        bar.update(count)
+        if self.progress:
+            counts = self.results.counts(self.rows.distinct[self.numbers.numpy()])
+            bar.set_postfix_str(", ".join(f"{n} {name}" for name, n in counts.items()))
+        self._save_now_and_then()

@@ -37,6 +37,7 @@ _REFLECTIONS, _PATIENCE = 20, 2500
 _FRANK_WOLFE_STEPS = 500
 # Numbers held at once by a stage that works on many tokens.
 _HELD = 1 << 24
+_ROWS = 1024
 # A mean row so near to a token's, by the largest norm of a row, makes it NEAR.
 _NEAR = 1e-6
 _SAVE_SECONDS = 30.0
@@ -203,6 +204,7 @@ class _Audit:
             if self.radius is None or self.rows.bias is None:
                 self._reflections(_REFLECTIONS, white=True)
             else:
+                self._at_radius()
                 self._frank_wolfe()
             self._one_by_one(Stage.NEWTON)
             if has_highs():
@@ -283,10 +285,21 @@ class _Audit:
             return unit, gap
         return torch.maximum(unit, (1e-6 * self.rows.bias_range - 2 * gap) / safe), gap
 
+    def _at_radius(self) -> None:
+        """Try the whitened witnesses at the radius with each token's bias, not the largest one."""
+        left = self._left()
+        with self._timed(Stage.WHITENED), self._bar(len(left), 0, "at the radius") as bar:
+            for numbers in torch.split(left, _ROWS):
+                if not self.go_on():
+                    return
+                white = self.rows.white[numbers.to(self.rows.device)].cpu().double()
+                self._take_witnesses(numbers, white @ self.rows.basis.T, Stage.WHITENED)
+                self._advance(bar, len(numbers))
+
     def _reflections(self, steps: int, *, white: bool) -> None:
         rows = self.rows
         vectors = rows.white if white else rows.rows(slice(0, len(rows))).to(rows.device)
-        size = max(1, min(1024, _HELD // len(rows)))
+        size = max(1, min(_ROWS, _HELD // len(rows)))
         left = self._left()
         with self._timed(Stage.REFLECTION), self._bar(len(left), 0, "reflections") as bar:
             for numbers in torch.split(left, size):

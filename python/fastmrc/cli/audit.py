@@ -209,8 +209,9 @@ def _print(report: AuditReport, text: Callable[[int], str] | None, smallest: int
     for token, margin in report.smallest_margins(smallest):
         kind = TokenStatus(report.results.status[token]).name
         print(common.printable(f"{margin:>12.4g}  {token:>8} {_named(token, text)}  {kind}"))
-    for status in (TokenStatus.UNARGMAXABLE, TokenStatus.NEAR, TokenStatus.UNDECIDED):
-        _print_tokens(report, status, text)
+    for status in TokenStatus:
+        if status != TokenStatus.ARGMAXABLE:
+            _print_tokens(report, status, text)
 
 
 def _print_tokens(report: AuditReport, status: Any, text: Callable[[int], str] | None) -> None:
@@ -219,9 +220,12 @@ def _print_tokens(report: AuditReport, status: Any, text: Callable[[int], str] |
         return
     print(status.name)
     for token in tokens[:_LISTED]:
-        blockers = report.tokens[token].blocked_by
+        verdict = report.tokens[token]
+        blockers = verdict.blocked_by
         named = ", ".join(f"{other} {_named(other, text)}".strip() for other in blockers)
         blocked = f"  blocked by {named}" if blockers else ""
+        if verdict.twin_of is not None:
+            blocked += f"  same row as {verdict.twin_of} {_named(verdict.twin_of, text)}"
         print(common.printable(f"{token:>12} {_named(token, text)}{blocked}"))
     if len(tokens) > _LISTED:
         print(f"{len(tokens) - _LISTED:>12,} more (--json lists all)")

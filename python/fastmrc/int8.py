@@ -89,7 +89,7 @@ def save_int8_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
             stored[name] = weight.contiguous()
             continue
         try:
-            stored[name], stored[name + SCALE_SUFFIX] = quantize_rows(weight)
+            stored[name], stored[name + SCALE_SUFFIX] = quantize_rows(weight.contiguous())
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     write_weights(path, stored)

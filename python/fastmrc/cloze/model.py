@@ -5,8 +5,8 @@
 ``transformer`` is a directory that transformers reads, to which ``cloze.safetensors`` adds the
 pointer; with ``"body": "packaged"`` the body is that of fastmrc's own reader, and
 ``cloze.safetensors`` holds what is to be changed in it: a weight ``name``, or, for a matrix, two
-factors ``name.up`` [out, rank] and ``name.down`` [rank, in] in float16, whose product is added to
-it.
+factors ``name.up`` [rank, out] and ``name.down`` [rank, in] in the form of `fastmrc.int8`, of which
+``up.T @ down`` is added to it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fastmrc.cloze.bilstm import BiLSTMEncoder
 from fastmrc.cloze.encoder import ClozeEncoder
 from fastmrc.cloze.transformer import TransformerEncoder
 from fastmrc.errors import InputError, UnsupportedModelError
+from fastmrc.int8 import load_int8_weights, save_int8_weights
 from fastmrc.model_files import write_json, write_weights
 from fastmrc.pretrained import SETTINGS_FILE, load_model, packaged_model_path, quiet_transformers
 
@@ -68,7 +68,7 @@ def load_cloze_encoder(
         raise InputError(f"path: there is no directory '{directory}'")
     settings = _read_settings(directory)
     try:
-        weights = load_file(directory / _WEIGHTS_FILE)
+        weights = load_int8_weights(directory / _WEIGHTS_FILE)
         encoder = _made(directory, settings)
         _multiply_factors(encoder, weights)
         difference = encoder.load_state_dict(weights, strict=False)
@@ -137,7 +137,7 @@ def _multiply_factors(encoder: ClozeEncoder, weights: dict[str, torch.Tensor]) -
     own = encoder.state_dict()
     for up in [name for name in weights if name.endswith(_UP)]:
         name = up.removesuffix(_UP)
-        product = weights.pop(up).float() @ weights.pop(name + _DOWN).float()
+        product = weights.pop(up).T @ weights.pop(name + _DOWN)
         weights[name] = own[name] + product
 
 
@@ -157,7 +157,7 @@ def save_cloze_encoder(
         are written; None: the whole body is.
     rank
         With `layers`: of the changes of matrices only the nearest of this rank are written (Eckart
-        and Young 1936); None: the matrices are.
+        and Young 1936), in int8, and vectors in float16; None: all as they are.
     """
     settings = encoder.settings()
     weights = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
@@ -168,9 +168,10 @@ def save_cloze_encoder(
     elif isinstance(encoder, TransformerEncoder) and layers is not None:
         upper = encoder.upper_layers(layers)
         kept = {name: w for name, w in weights.items() if name.startswith(("pointer.", *upper))}
-        if rank is not None:
-            kept = _factored(kept, rank)
-        write_weights(directory / _WEIGHTS_FILE, kept)
+        if rank is None:
+            write_weights(directory / _WEIGHTS_FILE, kept)
+        else:
+            save_int8_weights(_factored(kept, rank), directory / _WEIGHTS_FILE)
         settings |= {"body": "packaged", "body_digest": _packaged_digest()}
     elif isinstance(encoder, TransformerEncoder):
         pointer = {name: w for name, w in weights.items() if name.startswith("pointer.")}
@@ -182,17 +183,16 @@ def save_cloze_encoder(
 
 
 def _factored(weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """Return factors of the changes of matrices of the packaged body, all other weights in
-    float16."""
+    """Return factors of the changes of matrices of the packaged body, vectors in float16 and other
+    matrices as they are."""
     base = load_model().model.base_model.state_dict()
     out: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         before = base.get(name.removeprefix("body."))
         if before is None or weight.ndim != 2:
-            out[name] = weight.half()
+            out[name] = weight if weight.ndim == 2 else weight.half()
             continue
         u, s, v = torch.linalg.svd(weight.float() - before, full_matrices=False)
-        root = s[:rank].sqrt()  # shared between the factors, so that both fit float16
-        out[name + _UP] = (u[:, :rank] * root).half().contiguous()
-        out[name + _DOWN] = (root[:, None] * v[:rank]).half().contiguous()
+        out[name + _UP] = s[:rank, None] * u[:, :rank].T
+        out[name + _DOWN] = v[:rank]
     return out

@@ -37,6 +37,7 @@ __all__ = [
     "multiplies_bfloat16",
     "packaged_model_path",
     "quiet_transformers",
+    "resolve_device",
     "weight_files",
 ]
 
@@ -186,7 +187,7 @@ def load_model(
     """
     import torch
 
-    torch_device = _resolve_device(device)
+    torch_device = resolve_device(device)
     torch_dtype = _resolve_dtype(dtype, torch_device)
     if task not in get_args(Task):
         raise InputError(f"task: expected one of {', '.join(get_args(Task))}, got {task!r}")
@@ -236,7 +237,7 @@ def load_base(
     """
     import torch
 
-    torch_device = _resolve_device(device)
+    torch_device = resolve_device(device)
     directory = _resolve_directory(path_or_id, None, False)
     arguments: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     loaded, _ = _load_directory(directory, str(path_or_id), task, arguments)
@@ -347,7 +348,8 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def _resolve_device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """Return a device; InputError if torch cannot use it here."""
     import torch
 
     try:

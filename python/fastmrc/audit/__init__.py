@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmrc.audit.layer import OutputLayer, fold_layer_norm, load_layer
+from fastmrc.audit.layer import OutputLayer, fold_layer_norm, load_layer, norm_plane
 from fastmrc.audit.plot import plot_margins
 from fastmrc.audit.report import AuditReport
 from fastmrc.audit.search import find_unargmaxable
@@ -19,6 +19,7 @@ __all__ = [
     "find_unargmaxable",
     "fold_layer_norm",
     "load_layer",
+    "norm_plane",
     "plot_margins",
     "read_settings",
     "verify_certificates",

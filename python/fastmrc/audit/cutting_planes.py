@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastmrc.audit.newton import Found, Lifted, largest_others, tested_witness
+from fastmrc.audit.newton import Found, Lifted, equal_in_effect, tested_witness
 from fastmrc.audit.weights import best_proof
 
 __all__ = ["has_highs", "lp_search"]
 
 _ROUNDS = 200
-# Rows of the first programme and rows added to it, by dimension.
-_FIRST, _MORE = 3, 2
-_ADDED_LEAST = 16
+# For all programmes of a token: HiGHS is not interrupted by anything else.
+_SECONDS = 120.0
 _TOLERANCE = 1e-9
 
 
@@ -37,9 +36,13 @@ def lp_search(lifted: Lifted, number: int, start: torch.Tensor, go_on: Callable[
     rows = lifted.rows
     solver = _solver(highspy, lifted.width)
     _add(highspy, solver, lifted.upwards())
-    working = added = lifted.near(start, number, _FIRST * lifted.width)
+    working = added = lifted.first_rows(number, start)
     for _ in range(_ROUNDS):
-        _add(highspy, solver, lifted.differences(number, added))
+        differences = lifted.differences(number, added)
+        twins = added[(differences == 0).all(dim=1)]
+        if len(twins):
+            return equal_in_effect(rows, number, twins)
+        _add(highspy, solver, differences)
         solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             break
@@ -53,9 +56,7 @@ def lp_search(lifted: Lifted, number: int, start: torch.Tensor, go_on: Callable[
         found = tested_witness(rows, number, lifted.witness(point))
         if found is not None:
             return Found(*found)
-        scores = lifted.scores(point)
-        scores[working] = -torch.inf
-        added = largest_others(scores, number, max(_ADDED_LEAST, _MORE * lifted.width))
+        added = lifted.more_rows(number, working, point)
         if not len(added) or not go_on():
             break
         working = torch.cat([working, added])
@@ -72,6 +73,7 @@ def _solver(highspy: Any, width: int) -> Any:
 
     solver = Silent()
     solver.setOptionValue("threads", 1)
+    solver.setOptionValue("time_limit", _SECONDS)
     for name in ("primal_feasibility_tolerance", "dual_feasibility_tolerance"):
         solver.setOptionValue(name, _TOLERANCE)
     infinite = highspy.kHighsInf

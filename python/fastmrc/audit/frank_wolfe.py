@@ -19,29 +19,31 @@ __all__ = ["HullPoints", "frank_wolfe"]
 
 # A lead is one of rounding below this share of what it could be.
 _CLEAR = 1e-9
+# In the place of 0 as a divisor.
+_TINY = 1e-36
 
 
 class HullPoints:
-    """Where the steps ended.
+    """Where the steps ended; all in the precision of the rows.
 
     Attributes
     ----------
     points
-        float64 [n, c], weighted differences X.
+        [n, c], weighted differences X.
     weights
-        float64 [n, U or U + 1], those of the rows and of `extra`; they add up to 1.
+        [n, U or U + 1], those of the rows and of `extra`; they add up to 1.
     upper, lower
-        float64 [n], bounds of the largest lead at norm `radius`; `lower` is that of the best point.
+        [n], bounds of the largest lead at norm `radius`; `lower` is that of the best point.
     best
-        float64 [n, c], the X of the best lower bound.
+        [n, c], the X of the best lower bound.
     """
 
-    def __init__(self, count: int, size: int, width: int) -> None:
-        self.points = torch.zeros(count, width, dtype=torch.float64)
-        self.weights = torch.zeros(count, size, dtype=torch.float64)
-        self.upper = torch.full((count,), torch.inf, dtype=torch.float64)
-        self.lower = torch.full((count,), -torch.inf, dtype=torch.float64)
-        self.best = torch.zeros(count, width, dtype=torch.float64)
+    def __init__(self, count: int, size: int, width: int, dtype: torch.dtype) -> None:
+        self.points = torch.zeros(count, width, dtype=dtype)
+        self.weights = torch.zeros(count, size, dtype=dtype)
+        self.upper = torch.full((count,), torch.inf, dtype=dtype)
+        self.lower = torch.full((count,), -torch.inf, dtype=dtype)
+        self.best = torch.zeros(count, width, dtype=dtype)
 
 
 def frank_wolfe(
@@ -60,11 +62,11 @@ def frank_wolfe(
     numbers
         int64 [n], rows in question.
     vectors
-        float64 [U, c], the rows in the coordinates in which norms are meant.
+        float64 or float32 [U, c], the rows in the coordinates in which norms are meant.
     bias
-        float64 [U], or None.
+        [U], or None.
     extra
-        float64 [c], a difference to be had beside those of all rows, or None.
+        [c], a difference to be had beside those of all rows, or None.
     radius
         Norm of the inputs; without a bias 1.
     steps
@@ -78,7 +80,7 @@ def frank_wolfe(
     """
     hull = _Hulls(numbers, vectors, bias, extra)
     count = len(vectors) + (extra is not None)
-    found = HullPoints(len(numbers), count, vectors.shape[1])
+    found = HullPoints(len(numbers), count, vectors.shape[1], vectors.dtype)
     every = torch.arange(len(numbers))
     start = hull.leads(every, vectors[numbers] - vectors.mean(dim=0), 1.0).argmin(dim=1)
     found.weights[every, start] = 1.0
@@ -114,13 +116,13 @@ class _Hulls:
     ) -> None:
         self._numbers = numbers
         self._vectors = vectors
-        self._bias = torch.zeros(len(vectors)).double() if bias is None else bias
+        self._bias = vectors.new_zeros(len(vectors)) if bias is None else bias
         self._extra = extra
 
     def leads(self, at: torch.Tensor, points: torch.Tensor, radius: float) -> torch.Tensor:
         """Return the leads over each row at ``radius * X / |X|``, [n, U or U + 1]; inf over the row
         itself."""
-        lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp(min=1e-300)
+        lengths = torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp(min=_TINY)
         ways = radius * points / lengths
         numbers = self._numbers[at]
         own = (ways * self._vectors[numbers]).sum(dim=1) + self._bias[numbers]
@@ -175,11 +177,11 @@ def _line_search(
     With a = d d, b = X d, c = X X and q = a s + b the derivative is 0 where
     ``radius * q = -g * sqrt(q^2 / a + c - b^2 / a)``.
     """
-    squares = (across * across).sum(dim=1).clamp(min=1e-300)
+    squares = (across * across).sum(dim=1).clamp(min=_TINY)
     slope = (points * across).sum(dim=1)
     rest = ((points * points).sum(dim=1) - slope**2 / squares).clamp(min=0)
     room = radius**2 - rise**2 / squares
-    moved = -rise * (rest / room.clamp(min=1e-300)).sqrt()
+    moved = -rise * (rest / room.clamp(min=_TINY)).sqrt()
     size = ((moved - slope) / squares).clamp(min=0)
-    falling = torch.where(rise < 0, torch.inf, 0.0).double()
+    falling = torch.where(rise < 0, torch.inf, 0.0).to(size.dtype)
     return torch.where(room > 0, size, falling)

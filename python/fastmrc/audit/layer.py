@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError
 
-__all__ = ["Floats", "OutputLayer", "fold_layer_norm", "load_layer", "make_layer"]
+__all__ = ["Floats", "OutputLayer", "fold_layer_norm", "load_layer", "make_layer", "norm_plane"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -60,18 +62,26 @@ class OutputLayer:
         float64 [V], finite, or None.
     weight_name, bias_name
         Where they were read from.
-    on_sphere
-        Whether inputs within a radius have that norm, no smaller one.
+    sphere
+        Norm that all inputs have, or None if they may have any.
+    norm_names
+        Of scale and shift of the layer norm that was taken in.
+    identity
+        Digest of what the layer was made of, where it is not as it was read.
     """
 
     weight: Floats
     bias: NDArray[np.float64] | None
     weight_name: str = "weight"
     bias_name: str | None = None
-    on_sphere: bool = False
+    sphere: float | None = None
+    norm_names: tuple[str, str] | None = None
+    identity: str | None = None
 
     def digest(self) -> str:
         """Return the SHA-256 of shape, weights and bias, in hexadecimal."""
+        if self.identity is not None:
+            return self.identity
         digest = hashlib.sha256(repr((self.weight.shape, self.weight.dtype.str)).encode())
         for start in range(0, len(self.weight), _BLOCK):
             digest.update(np.ascontiguousarray(self.weight[start : start + _BLOCK]).tobytes())
@@ -118,7 +128,7 @@ def make_layer(
 
 def _to_numpy(name: str, value: Any) -> Floats:
     if isinstance(value, torch.Tensor):
-        half = value.dtype in (torch.float16, torch.bfloat16)
+        half = value.is_floating_point() and value.dtype.itemsize < 4
         value = (value.detach().float() if half else value.detach()).cpu().numpy()
     array: NDArray[Any] = np.asarray(value)
     if array.dtype.kind != "f":
@@ -155,12 +165,12 @@ def load_layer(
         A model directory (safetensors, in shards or not), a safetensors file, an ``.npy`` file that
         holds the weights, or an ``.npz`` file. Of these only the layer is read.
     weight
-        Name of the weights; by default the first that is found of the names in use, those of the
-        word embeddings (to which a tied output layer is equal) after those of output layers. In an
-        ``.npz`` file: ``weight``, or its only matrix.
+        Name of the weights; by default the first that is found of ``weight`` and the names in use,
+        those of the word embeddings (to which a tied output layer is equal) after those of output
+        layers, or the only tensor.
     bias
-        Name of the bias, or an ``.npy`` file that holds it; ``""`` for none. By default the first
-        found of the names in use.
+        Name of the bias, or an ``.npy`` file that holds it; ``""`` for none. By default, the first
+        found of the names in use; where `weight` is named, only the bias beside it.
     norm
         Names of scale and shift of a last layer norm, which `fold_layer_norm` takes in.
 
@@ -174,12 +184,12 @@ def load_layer(
         Naming what is missing, damaged or of a wrong shape.
     """
     tensors = _open(Path(path))
-    name = _choose(weight, tensors, _WEIGHTS, "weight", path)
+    name = _choose(weight, tensors, path)
     rows = tensors.read(name)
     if bias is not None and bias.endswith(".npy") and bias not in tensors:
         layer = make_layer(rows, _open(Path(bias)).read("weight"), weight_name=name, bias_name=bias)
     else:
-        shift = _choose_bias(bias, tensors, path)
+        shift = _choose_bias(bias, tensors, name if weight is not None else None, path)
         values = None if shift is None else tensors.read(shift)
         layer = make_layer(rows, values, weight_name=name, bias_name=shift)
     if norm is None:
@@ -189,27 +199,28 @@ def load_layer(
     for part in norm:
         _require_name(part, tensors, "norm", path)
     scale, beta = (_to_numpy("norm", tensors.read(part)) for part in norm)
-    return fold_layer_norm(layer, scale, beta)
+    return replace(fold_layer_norm(layer, scale, beta), norm_names=(norm[0], norm[1]))
 
 
 def fold_layer_norm(layer: OutputLayer, scale: Floats, shift: Floats) -> OutputLayer:
     """Take the layer norm before an output layer into it.
 
     After a layer norm the layer's input is ``scale * n + shift``, where the d numbers n have the
-    mean 0 and, but for the layer norm's epsilon, the norm sqrt(d). The result scores n: audit it
-    with ``radius=sqrt(d)``.
+    mean 0 and, but for the layer norm's epsilon, the norm sqrt(d). They lie in the plane that
+    `norm_plane` spans: ``n = norm_plane(d) @ z`` with d - 1 numbers z of the same norm, which are
+    the inputs of the result.
 
     Parameters
     ----------
     layer
-        [V, d].
+        [V, d], d at least 2.
     scale, shift
         [d].
 
     Returns
     -------
     OutputLayer
-        In float64.
+        [V, d - 1] in float64, whose inputs have the norm sqrt(d).
 
     Raises
     ------
@@ -217,17 +228,35 @@ def fold_layer_norm(layer: OutputLayer, scale: Floats, shift: Floats) -> OutputL
         If shapes do not fit.
     """
     width = layer.weight.shape[1]
+    if width < 2:
+        raise InputError(f"norm: expected a layer of at least 2 columns, got {width}")
+    identity = hashlib.sha256(layer.digest().encode())
     for name, part in (("scale", scale), ("shift", shift)):
         if part.shape != (width,):
             raise InputError(f"norm: expected {name} of shape [{width}], got {list(part.shape)}")
         _require_finite("norm", part, 0)
+        identity.update(part.astype(np.float64).tobytes())
     rows = layer.weight.astype(np.float64)
     bias = rows @ shift.astype(np.float64)
     if layer.bias is not None:
         bias += layer.bias
     rows *= scale
-    rows -= rows.mean(axis=1, keepdims=True)
-    return replace(layer, weight=rows, bias=bias, on_sphere=True)
+    return OutputLayer(
+        rows @ norm_plane(width),
+        bias,
+        layer.weight_name,
+        layer.bias_name,
+        math.sqrt(width),
+        identity=identity.hexdigest(),
+    )
+
+
+def norm_plane(width: int) -> NDArray[np.float64]:
+    """Return an orthonormal basis, float64 [d, d - 1], of the vectors whose mean is 0 (Helmert)."""
+    columns = np.arange(1, width)
+    plane = np.triu(np.ones((width, width - 1)))
+    plane[columns, columns - 1] = -columns
+    return plane / np.sqrt(columns * (columns + 1.0))
 
 
 class _Tensors:
@@ -243,9 +272,19 @@ class _Tensors:
         return sorted(self.files)
 
     def read(self, name: str) -> Any:
+        from safetensors import SafetensorError
+
+        path = self.files[name]
+        try:
+            return self._read(path, name)
+        except (SafetensorError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot read {name} ({reason})") from error
+
+    def _read(self, path: Path, name: str) -> Any:
         from safetensors import safe_open
 
-        with safe_open(self.files[name], framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             values = file.get_tensor(name)
             if values.dtype != torch.int8:
                 return values
@@ -259,12 +298,15 @@ class _Arrays(_Tensors):
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as raw:
-            loaded = np.load(raw, allow_pickle=False)
-            names = ["weight"] if isinstance(loaded, np.ndarray) else loaded.files
+            if path.suffix == ".npy":
+                np.lib.format.read_magic(raw)
+                names = ["weight"]
+            else:
+                names = np.load(raw, allow_pickle=False).files
         super().__init__(dict.fromkeys(names, path))
 
-    def read(self, name: str) -> Any:
-        with open(self.files[name], "rb") as raw:
+    def _read(self, path: Path, name: str) -> Any:
+        with open(path, "rb") as raw:
             loaded = np.load(raw, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else loaded[name]
 
@@ -275,7 +317,7 @@ def _open(path: Path) -> _Tensors:
     if path.suffix in (".npy", ".npz"):
         try:
             return _Arrays(path)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (AttributeError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     if path.is_dir():
         files = _files_of_model(path)
@@ -302,25 +344,29 @@ def _files_of_model(directory: Path) -> list[Path]:
     return [directory / name for name in weight_files(directory, str(directory))]
 
 
-def _choose(
-    wanted: str | None, tensors: _Tensors, usual: Sequence[str], role: str, path: StrPath
-) -> str:
+def _choose(wanted: str | None, tensors: _Tensors, path: StrPath) -> str:
     if wanted is not None:
-        return _require_name(wanted, tensors, role, path)
+        return _require_name(wanted, tensors, "weight", path)
     names = tensors.names()
-    found = [name for name in ("weight", *usual) if name in tensors]
+    found = [name for name in ("weight", *_WEIGHTS) if name in tensors]
     if found or len(names) == 1:
         return (found or names)[0]
+    shown = f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" or "no tensor"
     raise InputError(
-        f"{path}: found no output layer under a usual name; name one by `weight`: "
-        f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+        f"{path}: expected an output layer under a usual name, or named as the weight; it holds "
+        f"{shown}"
     )
 
 
-def _choose_bias(wanted: str | None, tensors: _Tensors, path: StrPath) -> str | None:
+def _choose_bias(
+    wanted: str | None, tensors: _Tensors, named: str | None, path: StrPath
+) -> str | None:
     if wanted is not None:
         return _require_name(wanted, tensors, "bias", path) if wanted else None
-    return next((name for name in ("bias", *_BIASES) if name in tensors), None)
+    usual: tuple[str, ...] = ("bias", *_BIASES)
+    if named is not None:
+        usual = (named.removesuffix("weight") + "bias",) if named.endswith("weight") else ()
+    return next((name for name in usual if name in tensors), None)
 
 
 def _require_name(name: str, tensors: _Tensors, role: str, path: StrPath) -> str:

@@ -20,12 +20,11 @@ from fastmrc import ops
 from fastmrc.audit.rows import Rows
 from fastmrc.audit.weights import Weights, best_proof
 
-__all__ = ["Found", "Lifted", "largest_others", "newton_search", "tested_witness"]
+__all__ = ["Found", "Lifted", "equal_in_effect", "newton_search", "tested_witness"]
 
 _ROUNDS, _STEPS = 40, 80
 # Rows of the first working set and rows added to it, by dimension.
-_FIRST, _MORE = 3, 2
-_ADDED_LEAST = 16
+_FIRST, _MORE, _MORE_LEAST = 3, 2, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,17 @@ class Lifted:
         upwards[:, -1] = self.rows.white_norm or 1.0
         return upwards
 
-    def near(self, start: torch.Tensor, number: int, count: int) -> torch.Tensor:
+    def first_rows(self, number: int, start: torch.Tensor) -> torch.Tensor:
         """Return the other rows that score most near a point [r] of the rows without bias."""
         up = torch.ones(self.width - self.rows.rank).double()
-        return largest_others(self.scores(torch.cat([start.cpu().double(), up])), number, count)
+        scores = self.scores(torch.cat([start.cpu().double(), up]))
+        return _largest_others(scores, number, _FIRST * self.width)
+
+    def more_rows(self, number: int, working: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+        """Return the rows beside those at work that score most at a point [width]."""
+        scores = self.scores(point)
+        scores[working] = -torch.inf
+        return _largest_others(scores, number, max(_MORE_LEAST, _MORE * self.width))
 
     def scores(self, point: torch.Tensor) -> torch.Tensor:
         """Return the scores of all rows at a point [width], in float32 on the CPU."""
@@ -112,6 +118,11 @@ def tested_witness(
     return None
 
 
+def equal_in_effect(rows: Rows, number: int, twins: torch.Tensor) -> Found:
+    """Return what is to be said of a row that others differ from by no more than rounding."""
+    return Found(weights=best_proof(rows, number, twins[:1], torch.ones(1, dtype=torch.float64)))
+
+
 def newton_search(
     lifted: Lifted, number: int, start: torch.Tensor, go_on: Callable[[], bool]
 ) -> Found:
@@ -134,26 +145,28 @@ def newton_search(
     """
     rows = lifted.rows
     point = torch.zeros(lifted.width).double()
-    working = lifted.near(start, number, _FIRST * lifted.width)
+    working = lifted.first_rows(number, start)
     weights = torch.empty(0)
     for _ in range(_ROUNDS):
-        differences = torch.cat([lifted.differences(number, working), lifted.upwards()])
+        differences = lifted.differences(number, working)
+        twins = working[(differences == 0).all(dim=1)]
+        if len(twins):
+            return equal_in_effect(rows, number, twins)
+        differences = torch.cat([differences, lifted.upwards()])
         point, weights, leads = _descend(differences, point, go_on)
         if not leads:
             break
         found = tested_witness(rows, number, lifted.witness(point))
         if found is not None:
             return Found(*found)
-        scores = lifted.scores(point)
-        scores[working] = -torch.inf
-        more = largest_others(scores, number, max(_ADDED_LEAST, _MORE * lifted.width))
+        more = lifted.more_rows(number, working, point)
         if not len(more) or not go_on():
             return Found()
         working = torch.cat([working, more])
     return Found(weights=best_proof(rows, number, working, weights[: len(working)]))
 
 
-def largest_others(scores: torch.Tensor, number: int, count: int) -> torch.Tensor:
+def _largest_others(scores: torch.Tensor, number: int, count: int) -> torch.Tensor:
     """Return the other rows with the largest scores, those of -inf apart."""
     scores[number] = -torch.inf
     ids: torch.Tensor = ops.topk(scores, min(count, len(scores)))[1]

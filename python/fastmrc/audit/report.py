@@ -6,7 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ class AuditReport:
         The arrays behind `tokens`.
     judge
         int64 [V], the token by which each is judged: itself or one with the same row.
-    centre, basis
-        float64 [d] and [d, r]: ``z = scale * basis @ basis.T @ (w - centre)``.
+    weight_scale, centre, basis
+        The last two float64 [d] and [d, r]: some witnesses are
+        ``scale * basis @ basis.T @ (weight_scale * w - centre)``.
     complete
         False if the time ran out.
     """
@@ -56,10 +57,10 @@ class AuditReport:
     method: str
     results: Results
     judge: NDArray[np.int64]
+    weight_scale: float
     centre: NDArray[np.float64]
     basis: NDArray[np.float64]
     complete: bool
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> Mapping[int, TokenVerdict]:
@@ -85,8 +86,9 @@ class AuditReport:
         return found
 
     def smallest_margins(self, count: int = 10) -> list[tuple[int, float]]:
-        """Return the tokens with the smallest margins, those without a margin apart."""
-        margins = self.results.margin[self.ids]
+        """Return the argmaxable and tied tokens with the smallest margins."""
+        held = np.isin(self.results.status[self.ids], (TokenStatus.ARGMAXABLE, TokenStatus.TIE))
+        margins = np.where(held, self.results.margin[self.ids], np.nan)
         order = np.argsort(margins, kind="stable")
         order = order[np.isfinite(margins[order])][:count]
         return [(int(self.ids[i]), float(margins[i])) for i in order]
@@ -110,7 +112,9 @@ class AuditReport:
             "bias": self.layer.bias_name,
             "shape": list(self.layer.weight.shape),
             "sha256": self.layer.digest(),
+            "norm": self.layer.norm_names,
             "radius": self.radius,
+            "inputs have that norm": self.layer.sphere is not None,
             "method": self.method,
             "version": __version__,
             "complete": self.complete,
@@ -131,14 +135,14 @@ class AuditReport:
     def _record(self, token: int, text: Callable[[int], str] | None) -> dict[str, Any]:
         results = self.results
         judge = int(self.judge[token])
-        margin = float(results.margin[token])
         record: dict[str, Any] = {"id": token}
         if text is not None:
             record["text"] = text(token)
         record |= {
             "status": TokenStatus(results.status[token]).name,
             "stage": Stage(results.stage[token]).name,
-            "margin": margin if math.isfinite(margin) else None,
+            "margin": _finite(float(results.margin[token])),
+            "witness_norm": _finite(float(results.norm[token])),
             "blocked_by": list(self._blockers(token)),
         }
         return record if judge == token else record | {"twin_of": judge}
@@ -165,7 +169,7 @@ class AuditReport:
         return kept if kept is not None else self._whitened(np.array([judge]))[0]
 
     def _whitened(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        centred = self.layer.weight[tokens].astype(np.float64) - self.centre
+        centred = self.layer.weight[tokens].astype(np.float64) * self.weight_scale - self.centre
         points = (centred @ self.basis) @ self.basis.T
         scaled: NDArray[np.float32] = (points * self.results.scale[tokens, None]).astype(np.float32)
         return scaled
@@ -188,9 +192,11 @@ class AuditReport:
             "weight": self.layer.weight_name,
             "bias": self.layer.bias_name,
             "sha256": self.layer.digest(),
+            "norm": self.layer.norm_names,
             "radius": self.radius,
+            "method": self.method,
             "version": __version__,
-        } | self.options
+        }
         arrays = self.results.arrays()
         part = Path(path).with_name(f"{Path(path).name}.part")
         width = self.layer.weight.shape[1]
@@ -260,6 +266,10 @@ class _Verdicts(Mapping[int, TokenVerdict]):
 
     def __len__(self) -> int:
         return len(self._report.ids)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _write(file: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections import Counter
@@ -20,6 +21,9 @@ __all__ = ["AuditState", "Results", "TokenWeights"]
 TokenWeights = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
+_ARRAYS = ("status", "stage", "margin", "norm", "tried", "near", "scale", "seconds")
+
+
 class Results:
     """Verdicts on the tokens of a layer, a struct of arrays.
 
@@ -34,6 +38,12 @@ class Results:
         int8 [V].
     margin
         float64 [V], as in `TokenVerdict`.
+    norm
+        float64 [V], of the witness.
+    tried
+        int64 [V], a bit for each stage that gave the token up.
+    near
+        bool [V], whether `weights` would do for NEAR.
     scale
         float64 [V], of tokens whose witness is ``scale * basis @ basis.T @ (w - centre)``.
     witnesses
@@ -48,14 +58,25 @@ class Results:
         self.status = np.zeros(size, np.int8)
         self.stage = np.zeros(size, np.int8)
         self.margin = np.full(size, np.nan)
+        self.norm = np.full(size, np.nan)
+        self.tried = np.zeros(size, np.int64)
+        self.near = np.zeros(size, bool)
         self.scale = np.full(size, np.nan)
         self.witnesses: dict[int, NDArray[np.floating[Any]]] = {}
         self.weights: dict[int, TokenWeights] = {}
         self.seconds = np.zeros(len(Stage))
 
-    def decide(self, token: int, status: TokenStatus, stage: Stage, margin: float) -> None:
-        """Note a verdict."""
-        self.status[token], self.stage[token], self.margin[token] = status, stage, margin
+    def decide(
+        self,
+        token: int,
+        status: TokenStatus,
+        stage: Stage,
+        margin: float,
+        norm: float = math.nan,
+    ) -> None:
+        """Note a verdict; with a witness its norm."""
+        self.status[token], self.stage[token] = status, stage
+        self.margin[token], self.norm[token] = margin, norm
 
     def counts(self, tokens: NDArray[np.int64]) -> dict[str, int]:
         """Return how many of `tokens` have each status, those of none left out."""
@@ -63,15 +84,11 @@ class Results:
         return {status.name: found[status] for status in TokenStatus if found[status]}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all as arrays; the scale and `seconds` are those of this audit's run."""
+        """Return all as arrays."""
         begins = np.cumsum([0, *(len(tokens) for tokens, _ in self.weights.values())])
         pairs = list(self.weights.values())
         return {
-            "status": self.status,
-            "stage": self.stage,
-            "margin": self.margin,
-            "scale": self.scale,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in _ARRAYS},
             "weight_tokens": np.array(list(self.weights), np.int64),
             "weight_begin": begins.astype(np.int64),
             "weight_others": np.concatenate([np.empty(0, np.int64), *(t for t, _ in pairs)]),
@@ -80,7 +97,7 @@ class Results:
 
     def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over what `arrays` returned."""
-        for name in ("status", "stage", "margin", "scale", "seconds"):
+        for name in _ARRAYS:
             getattr(self, name)[:] = arrays[name]
         begins = arrays["weight_begin"].tolist()
         for i, token in enumerate(arrays["weight_tokens"].tolist()):
@@ -118,10 +135,11 @@ class AuditState:
             return {}
         try:
             # Opened here: NumPy leaves a file open that turns out to be broken.
-            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open(self.path, "rb") as raw:
+                file = np.load(raw, allow_pickle=False)
+                arrays = {name: file[name] for name in getattr(file, "files", ())}
             key = str(arrays["key"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"state: '{self.path}' is no file of a stopped audit") from error
         if key != self.key:
             raise InputError(

@@ -2,13 +2,15 @@
 
 Token k can have the largest logit iff some z gives (w_k - w_i) z + b_k - b_i > 0 for all others i.
 Differences do not change when a centre is taken off all rows, and a change of basis of z changes
-nothing, so the search for z works with ``y = (w - centre) @ basis``, whose covariance is the
-identity; what it finds is checked in the rows as given.
+nothing, so the search for z works with ``y = (w - centre) @ basis``, half whitened: with the axes
+of the covariance C and its eigenvalues to the power -1/4, so that ``z = basis @ y`` is
+``C^-1/2 (w - centre)``. What it finds is checked in the rows as given.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,9 +23,10 @@ __all__ = ["UNIT32", "UNIT64", "Rows", "group_tokens"]
 
 UNIT32, UNIT64 = 2.0**-24, 2.0**-53
 _BLOCK = 8192
-# Up to so many numbers the singular values are computed of the rows, not of their covariance,
-# which sees half the digits.
-_SMALL = 1 << 22
+# Covariances that whiten one after the other, and the least eigenvalue that one may divide by.
+_PASSES, _FLOOR = 3, 1e-12
+# Of a sum of products that are too small for normal numbers.
+_LEAST = 1e-300
 
 
 def group_tokens(layer: OutputLayer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -57,6 +60,9 @@ def _blocks(weight: NDArray[np.floating]) -> Iterator[tuple[int, NDArray[np.floa
 class Rows:
     """Different rows of a layer. Rows are numbered in here, as the entries of `distinct`.
 
+    Weights and biases are multiplied with powers of two, which is exact, so that the largest are
+    about 1 and nothing overflows or vanishes: a point z in here is the input ``unit * z``.
+
     Parameters
     ----------
     layer
@@ -68,8 +74,12 @@ class Rows:
 
     Attributes
     ----------
+    weight_scale, bias_scale, unit
+        Powers of two: of weights, of biases, and the first by the second; `unit` is 1 without bias.
     bias
         float64 [U] on the CPU, or None if all are equal.
+    bias_range
+        Difference of the largest and the smallest bias.
     white
         float32 [U, r], whitened rows, on the device.
     centre, basis
@@ -77,7 +87,7 @@ class Rows:
     moving
         int64, the columns in which rows differ.
     largest_norm, reach
-        Of the rows as given, and of what is left of them without the centre.
+        Of the rows, and of what is left of them without the centre.
     spread, white_norm
         Norms of the basis and of the longest whitened row.
     """
@@ -89,15 +99,22 @@ class Rows:
         self.distinct = distinct
         self.device = device
         self._all = len(distinct) == len(layer.weight)
+        self.weight_scale = 1.0
+        self.weight_scale = _scale_to_one(max(float(p.abs().max()) for _, p in self.parts()))
         self.bias: torch.Tensor | None = None
+        self.bias_scale, self.unit, self.bias_range = self.weight_scale, 1.0, 0.0
         if layer.bias is not None:
             bias = torch.from_numpy(layer.bias[distinct])
-            self.bias = bias if bool((bias != bias[0]).any()) else None
+            if (bias != bias[0]).any():
+                self.bias_scale = _scale_to_one(float(bias.abs().max()))
+                self.bias = bias * self.bias_scale
+                self.unit = self.weight_scale / self.bias_scale
+                self.bias_range = float(self.bias.max() - self.bias.min())
         self.centre = torch.stack([p.sum(dim=0) for _, p in self.parts()]).sum(dim=0) / len(self)
         self.largest_norm = max(_longest(part) for _, part in self.parts())
         self.moving = self._moving_columns()
         self.basis = self._whitening()
-        self.white = torch.empty(len(self), self.rank, device=device)
+        self.white = torch.empty(len(self), self.rank, device=device, dtype=torch.float32)
         self.white_norm = self.reach = 0.0
         for start, part in self.parts():
             centred = part - self.centre
@@ -106,9 +123,6 @@ class Rows:
             self.white_norm = max(self.white_norm, _longest(white))
             self.reach = max(self.reach, _longest(centred))
         self.spread = float(torch.linalg.matrix_norm(self.basis, 2)) if self.rank else 0.0
-        self.bias_range = 0.0
-        if self.bias is not None:
-            self.bias_range = float(self.bias.abs().max())
 
     def __len__(self) -> int:
         return len(self.distinct)
@@ -124,18 +138,18 @@ class Rows:
         return int(self.basis.shape[1])
 
     def rows(self, numbers: torch.Tensor | slice) -> torch.Tensor:
-        """Return rows as given, in float64."""
+        """Return scaled rows in float64."""
         index = numbers if isinstance(numbers, slice) else numbers.numpy()
         if not self._all:
             index = self.distinct[index]
-        return torch.from_numpy(self.layer.weight[index].astype(np.float64))
+        return torch.from_numpy(self.layer.weight[index].astype(np.float64)) * self.weight_scale
 
     def whitened(self, numbers: torch.Tensor) -> torch.Tensor:
         """Return whitened rows in float64, more precise than those of `white`."""
         return (self.rows(numbers) - self.centre) @ self.basis
 
     def parts(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield the rows as given, block by block in float64, with the number of the first."""
+        """Yield the scaled rows, block by block in float64, with the number of the first."""
         for start in range(0, len(self), _BLOCK):
             yield start, self.rows(slice(start, min(start + _BLOCK, len(self))))
 
@@ -163,15 +177,18 @@ class Rows:
         for start, part in self.parts():
             scores = part @ wide.T
             if self.bias is not None:
-                scores += self.bias[start : start + len(part), None]
+                scores += self.bias[start : start + len(part), None] - self.bias[numbers]
             inside = (numbers >= start) & (numbers < start + len(part))
             scores[numbers[inside] - start, inside.nonzero()[:, 0]] = -torch.inf
             best = torch.maximum(best, scores.amax(dim=0))
-        if self.bias is not None:
-            own = own + self.bias[numbers]
-        norms = torch.linalg.vector_norm(wide, dim=1)
-        error = 2 * (self.width + 2) * UNIT64 * norms * self.largest_norm
-        return own - best, error + 8 * UNIT64 * self.bias_range
+        error = self.lead_error(torch.linalg.vector_norm(wide, dim=1))
+        return own - best, error
+
+    def lead_error(self, norms: torch.Tensor) -> torch.Tensor:
+        """Bound the error of leads in float64 at points of norms [n]."""
+        products = 2 * (self.width + 2) * UNIT64 * norms * self.largest_norm
+        error: torch.Tensor = products + 8 * UNIT64 * self.bias_range + _LEAST
+        return error
 
     def _moving_columns(self) -> torch.Tensor:
         first = self.rows(slice(0, 1))
@@ -181,23 +198,33 @@ class Rows:
         return moving.nonzero()[:, 0]
 
     def _whitening(self) -> torch.Tensor:
-        if len(self) * self.width <= _SMALL:
-            centred = torch.cat([part for _, part in self.parts()]) - self.centre
-            _, values, axes = torch.linalg.svd(centred, full_matrices=False)
-            axes = axes.T
-            kept = values > values[0] * max(centred.shape) * 2 * UNIT64
-        else:
-            products = torch.zeros(self.width, self.width, dtype=torch.float64)
+        """Return the axes of the covariance, to the power -1/4 of its eigenvalues.
+
+        A covariance sees half the digits of the rows. That of rows which the one before has
+        whitened shows what it had lost, so small directions are found step by step.
+        """
+        basis = torch.eye(self.width, dtype=torch.float64)
+        for _ in range(_PASSES):
+            products = torch.zeros_like(basis)
             for _, part in self.parts():
-                products += (part - self.centre).T @ (part - self.centre)
-            squares, axes = torch.linalg.eigh(products)
-            kept = squares > squares[-1] * self.width * 8 * UNIT64
-            values = squares.clamp(min=0).sqrt()
-        kept &= values > 0
-        largest = values[kept].max() if kept.any() else 1.0
-        # Their scale is free: that of the largest is 1.
-        basis: torch.Tensor = axes[:, kept] * (values[kept] / largest) ** -0.5
-        return basis
+                along = (part - self.centre) @ basis
+                products += along.T @ along
+            squares, axes = torch.linalg.eigh(products / len(self))
+            if not squares[-1] > 0:
+                return basis[:, :0]
+            basis = basis @ (axes * squares.clamp(min=float(squares[-1]) * _FLOOR).rsqrt())
+        # With basis = u s v^T the covariance is u s^-2 u^T.
+        axes, inverse, _ = torch.linalg.svd(basis)
+        spreads = 1 / inverse
+        largest = float(spreads.max())
+        kept = spreads > largest * self.width * 8 * UNIT64
+        whitening: torch.Tensor = axes[:, kept] * (spreads[kept] / largest) ** -0.5
+        return whitening
+
+
+def _scale_to_one(largest: float) -> float:
+    """Return the power of two that brings a number to 0.5 to 1; 1 for 0."""
+    return math.ldexp(1.0, max(-1000, min(1000, -math.frexp(largest)[1]))) if largest else 1.0
 
 
 def _longest(vectors: torch.Tensor) -> float:

@@ -26,6 +26,7 @@ from fastmrc.audit.weights import Weights, best_proof, bounded_proof
 from fastmrc.audit.witnesses import BestOthers, lead_errors, reflect
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError
+from fastmrc.pretrained import resolve_device
 
 __all__ = ["METHODS", "Method", "find_unargmaxable"]
 
@@ -54,7 +55,6 @@ def find_unargmaxable(
     time_limit: float | None = None,
     state: StrPath | None = None,
     progress: bool = False,
-    options: dict[str, Any] | None = None,
 ) -> AuditReport:
     """Find tokens to which an output layer can never give the largest logit.
 
@@ -88,8 +88,6 @@ def find_unargmaxable(
         File in which a stopped audit is kept; named again, it goes on there.
     progress
         Whether to show progress bars on stderr.
-    options
-        More settings for the file of certificates.
 
     Returns
     -------
@@ -107,8 +105,13 @@ def find_unargmaxable(
     if layer is weight and bias is not None:
         raise InputError("bias: expected None beside an OutputLayer, which has its own")
     asked = _checked_ids(ids, len(layer.weight))
-    if radius is not None and not 0 < radius < math.inf:
-        raise InputError(f"radius: expected a number above 0, got {radius}")
+    if radius is not None and not 1e-30 <= radius <= 1e30:
+        raise InputError(f"radius: expected a number from 1e-30 to 1e30, got {radius}")
+    if layer.sphere is not None and radius not in (None, layer.sphere):
+        raise InputError(
+            f"radius: expected none, or {layer.sphere} of the layer norm, got {radius}"
+        )
+    radius = layer.sphere if radius is None else radius
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"time_limit: expected seconds above 0, got {time_limit}")
     if method not in METHODS:
@@ -116,10 +119,24 @@ def find_unargmaxable(
     if method == "lp" and not has_highs():
         raise InputError("method: 'lp' needs highspy: pip install 'fastmrc[audit]'")
     if method in ("lp", "reflection") and radius is not None:
-        raise InputError(f"radius: method {method!r} knows none")
-    audit = _Audit(layer, asked, radius, method, torch.device(device or "cpu"), progress)
-    audit.deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-    return audit.run(state, options or {})
+        raise InputError(f"method: {method!r} knows no radius (nor a layer norm, which sets one)")
+    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    with _exact_products():
+        audit = _Audit(layer, asked, radius, method, resolve_device(device), progress)
+        audit.deadline = deadline
+        return audit.run(state)
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Have float32 multiplied as such, whatever the caller lets torch do; bounds rest on it."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _checked_ids(ids: Any, size: int) -> NDArray[np.int64]:
@@ -137,6 +154,8 @@ def _checked_ids(ids: Any, size: int) -> NDArray[np.int64]:
 
 
 class _Audit:
+    """One audit. Points and radius in here are those of `Rows`, the inputs divided by its unit."""
+
     def __init__(
         self,
         layer: OutputLayer,
@@ -148,30 +167,31 @@ class _Audit:
     ) -> None:
         self.layer = layer
         self.asked = asked
+        self.asked_radius = radius
         self.method = method
         self.progress = progress
-        self.radius = radius
-        # Norm of witnesses whose norm is free; rounding must not take it above the radius.
-        self.length = 1.0 if radius is None else radius * (1 - 2.0**-21)
         self.deadline = math.inf
         self.results = Results(len(layer.weight))
         distinct, self.judge = group_tokens(layer)
         self.rows = Rows(layer, distinct, device)
         self.lifted = Lifted(self.rows)
+        # Without a bias any length will do, and the radius says nothing.
+        self.bounded = radius is not None and self.rows.bias is not None
+        self.radius = math.inf if radius is None else radius / self.rows.unit
+        # Norm of witnesses whose norm is free; rounding must not take it above the radius.
+        self.length = 1.0 if radius is None else self.radius * (1 - 2.0**-21)
         # Numbers, among the distinct rows, of those that are asked for.
         self.numbers = torch.from_numpy(np.searchsorted(distinct, np.unique(self.judge[asked])))
         self.all = len(self.numbers) == len(distinct)
-        self.nearest: dict[int, tuple[float, Weights, Stage]] = {}
         self.kept: dict[str, NDArray[Any]] = {}
         self.saved = time.monotonic()
 
     def go_on(self) -> bool:
         return time.monotonic() < self.deadline
 
-    def run(self, path: StrPath | None, options: dict[str, Any]) -> AuditReport:
-        settings = [self.layer.digest(), self.asked.tolist(), self.radius, self.method]
-        key = self.layer.digest() if path is None else json.dumps(settings)
-        self.state = AuditState(path, key)
+    def run(self, path: StrPath | None) -> AuditReport:
+        settings = [self.layer.digest(), self.asked.tolist(), self.asked_radius, self.method]
+        self.state = AuditState(path, "" if path is None else json.dumps(settings))
         loaded = self.state.load(self.results)
         self.kept = {name: loaded[name] for name in ("best", "done") if name in loaded}
         try:
@@ -180,17 +200,18 @@ class _Audit:
             self.state.save(self.results, **self.kept)
         self._near()
         self._twins()
+        undecided = self.results.status[self.asked] == TokenStatus.UNDECIDED
         return AuditReport(
             self.layer,
             self.asked,
-            self.radius,
+            self.asked_radius,
             self.method,
             self.results,
             self.judge,
+            self.rows.weight_scale,
             self.rows.centre.numpy(),
             self.rows.basis.numpy(),
-            self.go_on() or not (self.results.status[self.asked] == 0).any(),
-            options,
+            self.go_on() or not undecided.any(),
         )
 
     def _stages(self) -> None:
@@ -198,14 +219,16 @@ class _Audit:
             token = int(self.rows.distinct[0])
             self.results.decide(token, TokenStatus.ARGMAXABLE, Stage.DUPLICATES, math.inf)
             self.results.witnesses[token] = np.zeros(self.rows.width, np.float32)
+            if self.layer.sphere is not None:
+                self.results.witnesses[token][0] = self.layer.sphere
             return
         if self.method == "auto":
             self._whitened()
-            if self.radius is None or self.rows.bias is None:
-                self._reflections(_REFLECTIONS, white=True)
-            else:
+            if self.bounded:
                 self._at_radius()
                 self._frank_wolfe()
+            else:
+                self._reflections(_REFLECTIONS, white=True)
             self._one_by_one(Stage.NEWTON)
             if has_highs():
                 self._one_by_one(Stage.LP)
@@ -216,10 +239,17 @@ class _Audit:
         else:
             self._one_by_one(Stage.LP)
 
-    def _left(self) -> torch.Tensor:
-        """Return the numbers of the rows that no stage has decided."""
-        status = self.results.status[self.rows.distinct[self.numbers.numpy()]]
-        return self.numbers[torch.from_numpy(status == TokenStatus.UNDECIDED)]
+    def _left(self, stage: Stage) -> torch.Tensor:
+        """Return the numbers of the rows that are not decided and that a stage has not tried."""
+        tokens = self.rows.distinct[self.numbers.numpy()]
+        left = self.results.status[tokens] == TokenStatus.UNDECIDED
+        left &= self.results.tried[tokens] & (1 << stage) == 0
+        return self.numbers[torch.from_numpy(left)]
+
+    def _give_up(self, numbers: torch.Tensor, stage: Stage) -> None:
+        """Note that a stage has tried rows, unless the time ran out on it."""
+        if self.go_on():
+            self.results.tried[self.rows.distinct[numbers.numpy()]] |= 1 << stage
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
@@ -264,13 +294,21 @@ class _Audit:
             lead = (white.double() ** 2).sum(dim=1) - best[start : start + size]
             safe = lead - lead_errors(rows, white, norms)
             scale, gap = self._scales(numbers, safe, norms)
-            sound = (safe > 0) & (scale * norms < 1e30) & (scale * safe + gap > 0)
+            lengths = scale * norms * rows.unit
+            sound = (safe > 0) & (scale * safe + gap > 0) & (lengths > 1e-30) & (lengths < 1e30)
             margin = (scale * lead + gap) / (scale * norms)
             tokens = rows.distinct[numbers.numpy()]
             for i in sound.nonzero()[:, 0].tolist():
                 token = int(tokens[i])
-                self.results.scale[token] = scale[i]
-                self.results.decide(token, TokenStatus.ARGMAXABLE, Stage.WHITENED, float(margin[i]))
+                self.results.scale[token] = scale[i] * rows.unit
+                self._decide(token, Stage.WHITENED, float(margin[i]), float(lengths[i]))
+
+    def _decide(self, token: int, stage: Stage, margin: float, norm: float) -> None:
+        """Note a token with a witness; the margin is that of scaled rows, the norm that of the
+        input."""
+        margin /= self.rows.weight_scale
+        self.results.weights.pop(token, None)
+        self.results.decide(token, TokenStatus.ARGMAXABLE, stage, margin, norm)
 
     def _scales(
         self, numbers: torch.Tensor, safe: torch.Tensor, norms: torch.Tensor
@@ -281,62 +319,67 @@ class _Audit:
         if bias is None:
             return unit, torch.zeros_like(norms)
         gap = bias[numbers] - bias.max() - 16 * UNIT64 * self.rows.bias_range
-        if self.radius is not None:
+        if self.bounded:
             return unit, gap
         return torch.maximum(unit, (1e-6 * self.rows.bias_range - 2 * gap) / safe), gap
 
     def _at_radius(self) -> None:
         """Try the whitened witnesses at the radius with each token's bias, not the largest one."""
-        left = self._left()
+        left = self._left(Stage.WHITENED)
         with self._timed(Stage.WHITENED), self._bar(len(left), 0, "at the radius") as bar:
             for numbers in torch.split(left, _ROWS):
                 if not self.go_on():
                     return
                 white = self.rows.white[numbers.to(self.rows.device)].cpu().double()
                 self._take_witnesses(numbers, white @ self.rows.basis.T, Stage.WHITENED)
-                self._advance(bar, len(numbers))
+                self._advance(bar, numbers, Stage.WHITENED)
 
     def _reflections(self, steps: int, *, white: bool) -> None:
         rows = self.rows
         vectors = rows.white if white else rows.rows(slice(0, len(rows))).to(rows.device)
         size = max(1, min(_ROWS, _HELD // len(rows)))
-        left = self._left()
+        left = self._left(Stage.REFLECTION)
         with self._timed(Stage.REFLECTION), self._bar(len(left), 0, "reflections") as bar:
             for numbers in torch.split(left, size):
                 if not self.go_on():
                     return
                 starts = vectors[numbers.to(rows.device)]
                 points = reflect(rows, numbers, starts, steps, vectors, self.go_on).cpu().double()
-                self._take_witnesses(
-                    numbers, points @ rows.basis.T if white else points, Stage.REFLECTION
-                )
-                self._advance(bar, len(numbers))
+                points = points @ rows.basis.T if white else points
+                self._take_witnesses(numbers, points, Stage.REFLECTION)
+                self._advance(bar, numbers, Stage.REFLECTION)
 
     def _take_witnesses(self, numbers: torch.Tensor, points: torch.Tensor, stage: Stage) -> None:
-        """Decide the rows that lead at their points [n, d], of which the first n are tried."""
-        norms = torch.linalg.vector_norm(points, dim=1, keepdim=True)
-        if self.rows.bias is None or self.radius is not None:
+        """Decide the rows that lead at their points [n, d]."""
+        if self.rows.bias is None or self.bounded:
+            norms = torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp(min=1e-300)
             points = points * (self.length / norms)
         rounded = points.float()
         lead, error = self.rows.leads(rounded, numbers)
-        length = torch.linalg.vector_norm(rounded.double(), dim=1)
         for i in (lead > error).nonzero()[:, 0].tolist():
-            token = int(self.rows.distinct[int(numbers[i])])
-            self.results.witnesses[token] = rounded[i].numpy().copy()
-            margin = float(lead[i] / length[i])
-            self.results.decide(token, TokenStatus.ARGMAXABLE, stage, margin)
+            self._keep_witness(int(numbers[i]), rounded[i], float(lead[i]), stage)
+
+    def _keep_witness(self, number: int, point: torch.Tensor, lead: float, stage: Stage) -> None:
+        token = int(self.rows.distinct[number])
+        wide = point.double().numpy()
+        length = float(np.linalg.norm(wide))
+        witness = wide * self.rows.unit
+        with np.errstate(over="ignore"):
+            narrow = witness.astype(np.float32)
+        self.results.witnesses[token] = narrow if (narrow == witness).all() else witness
+        margin = lead / length if length else math.inf
+        self._decide(token, stage, margin, length * self.rows.unit)
 
     def _frank_wolfe(self) -> None:
-        rows, every = self.rows, torch.arange(len(self.rows))
-        bounded = self.radius is not None and rows.bias is not None
+        rows = self.rows
         # A radius bounds inputs in their own coordinates; without one the bias is a coordinate.
-        vectors = rows.rows(every) if bounded else self.lifted.vectors(every)
+        vectors = self._hull_vectors()
         upwards = self.lifted.upwards()
-        extra = upwards[0] if len(upwards) and not bounded else None
-        bias = rows.bias if bounded else None
-        radius = self.radius if bounded and self.radius is not None else 1.0
+        extra = upwards[0].to(vectors.dtype) if len(upwards) and not self.bounded else None
+        bias = rows.bias.to(vectors.dtype) if rows.bias is not None and self.bounded else None
+        radius = self.radius if self.bounded else 1.0
         size = max(1, min(256, _HELD // 4 // len(rows)))
-        left = self._left()
+        left = self._left(Stage.FRANK_WOLFE)
         with self._timed(Stage.FRANK_WOLFE), self._bar(len(left), 0, "Frank-Wolfe") as bar:
             for numbers in torch.split(left, size):
                 if not self.go_on():
@@ -344,86 +387,96 @@ class _Audit:
                 found = frank_wolfe(
                     numbers, vectors, bias, extra, radius, _FRANK_WOLFE_STEPS, self.go_on
                 )
-                self._take_hull(numbers, found, bounded)
-                self._advance(bar, len(numbers))
+                self._take_hull(numbers, found)
+                self._advance(bar, numbers, Stage.FRANK_WOLFE)
 
-    def _take_hull(self, numbers: torch.Tensor, found: HullPoints, bounded: bool) -> None:
-        leading = found.lower > 0
-        if leading.any():
-            points = found.best[leading]
-            if not bounded:
-                points = torch.stack([self.lifted.witness(point) for point in points])  # type: ignore[misc]
-            self._take_witnesses(numbers[leading], points, Stage.FRANK_WOLFE)
+    def _hull_vectors(self) -> torch.Tensor:
+        """Return the rows [U, c] for Frank-Wolfe steps; of many, in float32."""
+        rows = self.rows
+        many = len(rows) * rows.width > _HELD
+        width = rows.width if self.bounded else self.lifted.width
+        dtype = torch.float32 if many else torch.float64
+        vectors = torch.empty(len(rows), width, dtype=dtype)
+        for numbers in torch.split(torch.arange(len(rows)), _ROWS):
+            vectors[numbers] = (
+                rows.rows(numbers) if self.bounded else self.lifted.vectors(numbers)
+            ).to(dtype)
+        return vectors
+
+    def _take_hull(self, numbers: torch.Tensor, found: HullPoints) -> None:
+        for i in (found.lower > 0).nonzero()[:, 0].tolist():
+            point = found.best[i].double()
+            witness = point if self.bounded else self.lifted.witness(point)
+            if witness is not None:
+                self._take_witnesses(numbers[i : i + 1], witness[None], Stage.FRANK_WOLFE)
         status = self.results.status[self.rows.distinct[numbers.numpy()]]
         for i in np.flatnonzero(status == TokenStatus.UNDECIDED).tolist():
-            weights = found.weights[i, : len(self.rows)]
+            weights = found.weights[i, : len(self.rows)].double()
             others = weights.nonzero()[:, 0]
             number = int(numbers[i])
             proof = None
-            if bounded and float(found.upper[i]) <= 0:
-                proof = bounded_proof(
-                    self.rows, number, others, weights[others], float(self.radius or 1.0)
-                )
+            if self.bounded:
+                proof = bounded_proof(self.rows, number, others, weights[others], self.radius)
             if proof is None and len(others):
                 proof = best_proof(self.rows, number, others, weights[others])
             self._take_weights(number, proof, Stage.FRANK_WOLFE)
 
     def _one_by_one(self, stage: Stage) -> None:
         solve = newton_search if stage == Stage.NEWTON else lp_search
-        left = self._left()
+        left = self._left(stage)
         with self._timed(stage), self._bar(len(left), 0, stage.name) as bar:
             for number in left.tolist():
                 if not self.go_on():
                     return
                 start = self.rows.white[number]
-                found = solve(self.lifted, number, start, self.go_on)
-                self._take(number, found, stage)
-                self._advance(bar, 1)
+                self._take(number, solve(self.lifted, number, start, self.go_on), stage)
+                self._advance(bar, torch.tensor([number]), stage)
 
     def _take(self, number: int, found: Found, stage: Stage) -> None:
-        token = int(self.rows.distinct[number])
         if found.witness is None:
             self._take_weights(number, found.weights, stage)
             return
-        length = float(torch.linalg.vector_norm(found.witness.double()))
-        if self.radius is not None:
-            resized = tested_witness(
-                self.rows, number, found.witness.double() * (self.length / length)
-            )
+        point, lead = found.witness, found.lead
+        length = float(torch.linalg.vector_norm(point.double()))
+        if math.isfinite(self.radius):
+            resized = None
+            if length:
+                resized = tested_witness(self.rows, number, point.double() * (self.length / length))
             if resized is not None:
-                found, length = Found(*resized), self.length
-            elif length > self.radius or self.layer.on_sphere:
+                point, lead = resized
+            elif length > self.radius or self.layer.sphere is not None:
                 return
-        assert found.witness is not None
-        self.results.witnesses[token] = found.witness.numpy().copy()
-        self.results.weights.pop(token, None)
-        self.results.decide(token, TokenStatus.ARGMAXABLE, stage, found.lead / length)
+        self._keep_witness(number, point, lead, stage)
 
     def _take_weights(self, number: int, weights: Weights | None, stage: Stage) -> None:
         """Keep weights that prove that a row has no witness; others if they are the best yet."""
         if weights is None:
             return
-        token = int(self.rows.distinct[number])
+        results, token = self.results, int(self.rows.distinct[number])
         kept = (self.rows.distinct[weights.numbers], weights.values)
         if weights.proven:
-            self.results.weights[token] = kept
-            self.results.decide(token, TokenStatus.UNARGMAXABLE, stage, 0.0)
+            results.weights[token] = kept
+            results.decide(token, TokenStatus.UNARGMAXABLE, stage, 0.0)
             return
-        margin = weights.residual + weights.bias_gap
-        if token not in self.nearest or margin < self.nearest[token][0]:
-            self.nearest[token] = (margin, weights, stage)
+        margin = weights.residual / self.rows.weight_scale
+        margin += weights.bias_gap / self.rows.bias_scale
+        if results.margin[token] <= margin:
+            return
+        near = weights.residual <= _NEAR * self.rows.largest_norm
+        results.near[token] = near and weights.bias_gap <= _NEAR * self.rows.bias_range
+        results.weights[token] = kept
+        results.decide(token, TokenStatus.UNDECIDED, stage, margin)
 
     def _near(self) -> None:
         """Say of what is left which rows are within rounding of a proof."""
-        for number in self._left().tolist():
+        results = self.results
+        for number in self._left(Stage.NONE).tolist():
             token = int(self.rows.distinct[number])
-            if token not in self.nearest:
-                continue
-            margin, weights, stage = self.nearest[token]
-            near = weights.residual <= _NEAR * self.rows.largest_norm
-            if near and weights.bias_gap <= _NEAR * self.rows.bias_range:
-                self.results.weights[token] = (self.rows.distinct[weights.numbers], weights.values)
-                self.results.decide(token, TokenStatus.NEAR, stage, margin)
+            if results.near[token]:
+                results.status[token] = TokenStatus.NEAR
+            else:
+                results.weights.pop(token, None)
+                results.decide(token, TokenStatus.UNDECIDED, Stage.NONE, math.nan)
 
     # --- equal rows ----------------------------------------------------------------------------
 
@@ -442,7 +495,7 @@ class _Audit:
         for token, other in tied:
             if results.status[other] == TokenStatus.ARGMAXABLE:
                 results.status[other] = TokenStatus.TIE
-            for values in (results.status, results.stage, results.margin):
+            for values in (results.status, results.stage, results.margin, results.norm):
                 values[token] = values[other]
 
     # --- progress ------------------------------------------------------------------------------
@@ -458,8 +511,10 @@ class _Audit:
         ) as bar:
             yield bar
 
-    def _advance(self, bar: Any, count: int) -> None:
-        bar.update(count)
+    def _advance(self, bar: Any, numbers: torch.Tensor, stage: Stage) -> None:
+        """Note that a stage is through with rows."""
+        self._give_up(numbers, stage)
+        bar.update(len(numbers))
         if self.progress:
             counts = self.results.counts(self.rows.distinct[self.numbers.numpy()])
             bar.set_postfix_str(", ".join(f"{n} {name}" for name, n in counts.items()))

@@ -27,7 +27,7 @@ __all__ = ["Weights", "best_proof", "bounded_proof"]
 _CUTS = (1e-2, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)
 _DROPS = 8
 # A residual must be so many times smaller than what is safe.
-_SAFETY = 4.0
+_SAFETY = 16.0
 # Tokens at most of which weights are looked for in fractions, and the ratio of two weights in turn
 # behind which the others are taken for 0.
 _FEW, _CLIFF = 12, 1e3
@@ -115,12 +115,10 @@ def bounded_proof(
     """
     assert rows.bias is not None
     weights = weights / weights.sum()
-    differences = rows.rows(others) - rows.rows(torch.tensor([number]))
+    residual = _residual(rows, number, others, weights)
     rises = rows.bias[others] - rows.bias[number]
-    units = (len(weights) + 8) * UNIT64
-    residual = float(torch.linalg.vector_norm(differences.T @ weights))
-    residual += units * float(torch.linalg.vector_norm(differences.abs().T @ weights))
-    slack = float(weights @ rises) - units * float(weights @ rises.abs())
+    rounding = (len(weights) + 8) * UNIT64 * float(weights @ rises.abs())
+    slack = float(weights @ rises) - rounding
     if radius * residual > slack:
         return None
     return Weights(others.numpy().copy(), weights.numpy().copy(), residual, 0.0, True)
@@ -131,11 +129,11 @@ def _refined(
 ) -> Weights | None:
     """Move weights to the nearest ones whose residual is 0, as far as rounding lets them."""
     for _ in range(_DROPS):
-        equations, scale = _equations(rows, number, others, lifted)
+        equations = _equations(rows, number, others, lifted)
         squares = equations @ equations.T
         moved = _corrected(equations, squares, weights / weights.sum())
         if (moved > 0).all():
-            return _judged(rows, number, others, moved, equations, squares, scale, lifted)
+            return _judged(rows, number, others, moved, equations, squares, lifted)
         kept = moved > 0
         if not kept.any():
             return None
@@ -143,18 +141,15 @@ def _refined(
     return None
 
 
-def _equations(
-    rows: Rows, number: int, others: torch.Tensor, lifted: bool
-) -> tuple[torch.Tensor, float]:
-    """Return the matrix A, whose differences are divided by a scale, and the scale."""
+def _equations(rows: Rows, number: int, others: torch.Tensor, lifted: bool) -> torch.Tensor:
+    """Return the matrix A, its rows divided by powers of two, which changes no solution."""
     own = rows.rows(torch.tensor([number]))[:, rows.moving]
-    differences = rows.rows(others)[:, rows.moving] - own
-    scale = float(torch.linalg.vector_norm(differences, dim=1).max()) or 1.0
-    parts = [differences.T / scale]
+    equations = (rows.rows(others)[:, rows.moving] - own).T
     if lifted and rows.bias is not None:
-        rises = rows.bias[others] - rows.bias[number]
-        parts.append(rises[None] / (float(rises.abs().max()) or 1.0))
-    return torch.cat([*parts, torch.ones(1, len(others)).double()]), scale
+        equations = torch.cat([equations, (rows.bias[others] - rows.bias[number])[None]])
+    _, exponents = torch.frexp(equations.abs().amax(dim=1, keepdim=True))
+    equations = equations * torch.exp2(-exponents.double())
+    return torch.cat([equations, torch.ones(1, len(others), dtype=torch.float64)])
 
 
 def _corrected(
@@ -179,12 +174,12 @@ def _judged(
     weights: torch.Tensor,
     equations: torch.Tensor,
     squares: torch.Tensor,
-    scale: float,
     lifted: bool,
 ) -> Weights:
+    units = (len(weights) + 8) * UNIT64
     residual = equations @ weights
     residual[-1] -= 1.0
-    rounding = (len(weights) + 8) * UNIT64 * (equations.abs() @ weights)
+    rounding = units * (equations.abs() @ weights)
     error = float(torch.linalg.vector_norm(residual) + torch.linalg.vector_norm(rounding))
     least = float(torch.linalg.eigvalsh(squares)[0])
     sound = least > 64 * len(squares) * UNIT64 * float(squares.diagonal().sum())
@@ -195,9 +190,18 @@ def _judged(
         rises = rows.bias[others] - rows.bias[number]
         slack = float(weights @ rises)
         gap = max(0.0, -slack)
-        rounded = (len(weights) + 8) * UNIT64 * float(weights @ rises.abs())
+        rounded = units * float(weights @ rises.abs())
         proven &= lifted or slack >= move * float(torch.linalg.vector_norm(rises)) + rounded
-    return Weights(others.numpy().copy(), weights.numpy().copy(), error * scale, gap, bool(proven))
+    away = _residual(rows, number, others, weights)
+    return Weights(others.numpy().copy(), weights.numpy().copy(), away, gap, bool(proven))
+
+
+def _residual(rows: Rows, number: int, others: torch.Tensor, weights: torch.Tensor) -> float:
+    """Bound the norm of ``sum a_i (w_i - w_k)``."""
+    differences = rows.rows(others) - rows.rows(torch.tensor([number]))
+    rounding = (len(weights) + 8) * UNIT64 * (differences.abs().T @ weights)
+    mean = differences.T @ weights
+    return float(torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(rounding))
 
 
 def _few_tokens(
@@ -229,7 +233,7 @@ def _in_fractions(rows: Rows, number: int, others: torch.Tensor) -> Weights | No
     whole = [int(a * shared) for a in solved]
     common = math.gcd(*whole)
     whole = [a // common for a in whole]
-    if any(int(float(a)) != a for a in whole):
+    if any(a > 2**1000 or int(float(a)) != a for a in whole):
         return None  # no numbers that a file could hold
     return Weights(others.numpy().copy(), np.array(whole, np.float64), 0.0, 0.0, True)
 

@@ -15,10 +15,12 @@ import torch
 from fastmrc import ops
 from fastmrc.audit.rows import UNIT32, UNIT64, Rows
 
-__all__ = ["BestOthers", "lead_errors", "reflect"]
+__all__ = ["TILE_ROWS", "BestOthers", "lead_errors", "reflect"]
 
 # Tiles of the matrix of scores: 1,024 rows at a time, 16 MB.
-_TILE_ROWS, _TILE_COLUMNS = 1024, 4096
+TILE_ROWS, _TILE_COLUMNS = 1024, 4096
+# Coordinates of a point that has lost its way.
+_FAR = 1e25
 
 
 class BestOthers:
@@ -43,19 +45,19 @@ class BestOthers:
         self.rows = rows
         self.asked = asked
         count = len(rows) if asked is None else len(asked)
-        self.best = torch.full((count,), -torch.inf)
+        self.best = torch.full((count,), -torch.inf, dtype=torch.float32)
         self.done = 0
-        self.total = -(-count // _TILE_ROWS)
+        self.total = -(-count // TILE_ROWS)
 
     def step(self) -> None:
         """Do one block of rows."""
         white = self.rows.white
-        start = self.done * _TILE_ROWS
+        start = self.done * TILE_ROWS
         if self.asked is None:
-            numbers = torch.arange(start, min(start + _TILE_ROWS, len(white)))
+            numbers = torch.arange(start, min(start + TILE_ROWS, len(white)))
             first = start
         else:
-            numbers = self.asked[start : start + _TILE_ROWS]
+            numbers = self.asked[start : start + TILE_ROWS]
             first = 0
         points = white[numbers.to(white.device)]
         own = slice(start, start + len(numbers))
@@ -84,7 +86,7 @@ def lead_errors(rows: Rows, white: torch.Tensor, point_norms: torch.Tensor) -> t
     """Bound the error of leads that are computed of whitened rows in float32.
 
     Counted are the rounding of whitened rows and of their products, that of the witness to float32,
-    and that of the whitening, which is done in float64.
+    that of the whitening, which is done in float64, and that of a lead in float64.
 
     Parameters
     ----------
@@ -100,7 +102,8 @@ def lead_errors(rows: Rows, white: torch.Tensor, point_norms: torch.Tensor) -> t
     products = 2 * (rows.rank + 8) * UNIT32 * norms * largest
     rounded = 2 * UNIT32 * point_norms * rows.reach
     whitening = 8 * rows.width * UNIT64 * rows.spread * norms * rows.reach
-    total: torch.Tensor = products + rounded + whitening
+    vanished = rows.rank * 2.0**-120  # of products below the normal numbers of float32
+    total: torch.Tensor = products + rounded + whitening + vanished + rows.lead_error(point_norms)
     return total
 
 
@@ -158,7 +161,11 @@ def reflect(
         if bias is not None:
             gap += bias[numbers[index].to(bias.device)] - bias[leader]
         squares = (across * across).sum(dim=1)
-        points[at] -= (2 * gap / squares)[:, None] * across
+        moved = points[at] - (2 * gap / squares)[:, None] * across
+        # Rows that are equal in this precision have no hyperplane between them.
+        sound = (moved.abs() < _FAR).all(dim=1)
+        points[at[sound]] = moved[sound]
+        index = index[sound.cpu()]
     return points
 
 

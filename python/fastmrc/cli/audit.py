@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_EXIT_REJECTED = 1
+_EXIT_REJECTED, _EXIT_UNDECIDED = 1, 3
+# Options that say nothing to `verify`.
+_ONLY_AUDIT = (
+    "norm",
+    "tokenizer",
+    "ids",
+    "radius",
+    "method",
+    "time_limit",
+    "state",
+    "device",
+    "certificates",
+    "plot",
+)
 # Tokens of a status that are listed at most, without --json.
 _LISTED = 20
 _METHODS = ("auto", "frank-wolfe", "reflection", "lp")
@@ -31,8 +43,9 @@ def add_parser(subparsers: common.SubParsers) -> None:
         usage="fastmrc audit [options] MODEL|FILE\n       fastmrc audit verify OUT.npz MODEL|FILE",
         description="Find tokens to which no input gives the largest logit. The second form checks "
         "the certificates of an audit.",
-        epilog="Exit codes: 0 all are argmaxable, 1 some are not or only within rounding (verify: "
-        "certificates were rejected), 2 an error, 3 some are undecided, 130 interrupted.",
+        epilog="Exit codes: 0 all are argmaxable (ties included), 1 some are not or only within "
+        "rounding (verify: certificates were rejected), 2 an error, 3 some are undecided, 130 "
+        "interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -64,9 +77,9 @@ def add_parser(subparsers: common.SubParsers) -> None:
         "--radius",
         type=float,
         metavar="R",
-        help="largest norm of inputs (default: any; with --norm the square root of the width)",
+        help="largest norm of inputs (default: any; --norm sets the square root of the width)",
     )
-    search.add_argument("--method", choices=_METHODS, default="auto", help="default: auto")
+    search.add_argument("--method", choices=_METHODS, help="default: auto")
     search.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help="leave tokens undecided then"
     )
@@ -91,7 +104,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit a layer, or check certificates."""
-    if args.target[0] == "verify" and len(args.target) == 3:
+    if args.target[0] == "verify":  # a model in a folder of that name is ./verify
         return _verify(args)
     if len(args.target) != 1:
         raise InputError(
@@ -103,27 +116,23 @@ def run(args: argparse.Namespace) -> int:
 def _audit(args: argparse.Namespace) -> int:
     for name in ("certificates", "plot", "state"):
         _check_place(name, getattr(args, name))
-    ids = None if args.ids is None else _parse_ids(args.ids)
     norm = None if args.norm is None else args.norm.split(",")
     common.set_threads(args.threads)
     from fastmrc.audit import find_unargmaxable, load_layer, plot_margins
 
     path = args.target[0]
     layer = load_layer(path, weight=args.weight, bias=args.bias, norm=norm)
+    ids = None if args.ids is None else _parse_ids(args.ids, len(layer.weight))
     text = _texts(args.tokenizer, path)
-    radius = args.radius
-    if norm is not None and radius is None:
-        radius = math.sqrt(layer.weight.shape[1])
     report = find_unargmaxable(
         layer,
         ids=ids,
-        radius=radius,
+        radius=args.radius,
         device=args.device,
-        method=args.method,
+        method=args.method or "auto",
         time_limit=args.time_limit,
         state=args.state,
         progress=sys.stderr.isatty(),
-        options={"norm": norm, "target": Path(path).name},
     )
     if args.certificates is not None:
         report.save_certificates(args.certificates)
@@ -153,7 +162,7 @@ def _check_place(name: str, path: str | None) -> None:
             )
 
 
-def _parse_ids(text: str) -> list[int]:
+def _parse_ids(text: str, size: int) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -164,6 +173,8 @@ def _parse_ids(text: str) -> list[int]:
             raise InputError(f"--ids: expected numbers such as 5,7,100-200, got {part!r}") from None
         if high < low:
             raise InputError(f"--ids: expected a rising range, got {part!r}")
+        if not 0 <= low <= high < size:
+            raise InputError(f"--ids: expected 0 to {size - 1}, got {part!r}")
         found += range(low, high + 1)
     return found
 
@@ -197,7 +208,7 @@ def _print(report: AuditReport, text: Callable[[int], str] | None, smallest: int
     bias = f", bias {layer.bias_name}" if layer.bias_name else ""
     print(common.printable(f"{layer.weight_name} [{rows}, {width}]{bias}"))
     if report.radius is not None:
-        print(f"inputs of norm at most {report.radius:.6g}")
+        print(_inputs(report.radius, layer))
     for name, count in report.counts.items():
         print(f"{count:>9,} {name}")
     print("stage          tokens  seconds")
@@ -212,6 +223,10 @@ def _print(report: AuditReport, text: Callable[[int], str] | None, smallest: int
     for status in TokenStatus:
         if status != TokenStatus.ARGMAXABLE:
             _print_tokens(report, status, text)
+
+
+def _inputs(radius: float, layer: OutputLayer) -> str:
+    return f"inputs of norm {'' if layer.sphere else 'at most '}{radius:.6g}"
 
 
 def _print_tokens(report: AuditReport, status: Any, text: Callable[[int], str] | None) -> None:
@@ -241,6 +256,11 @@ def _verify(args: argparse.Namespace) -> int:
 
     from fastmrc.audit import read_settings, verify_certificates
 
+    if len(args.target) != 3:
+        raise InputError("verify: expected OUT.npz and MODEL (see `fastmrc audit --help`)")
+    for name in _ONLY_AUDIT:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: no option of audit verify")
     _, certificates, path = args.target
     settings = read_settings(certificates)
     layer = _layer_of(args, path, settings)
@@ -250,7 +270,9 @@ def _verify(args: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        found = verify_certificates(certificates, layer.weight, layer.bias, report=show)
+        found = verify_certificates(
+            certificates, layer.weight, layer.bias, sphere=layer.sphere, report=show
+        )
     if args.json:
         common.print_json(
             {
@@ -260,11 +282,16 @@ def _verify(args: argparse.Namespace) -> int:
             }
         )
     else:
-        print(f"{found.accepted:>9,} accepted\n{found.undecided:>9,} undecided")
-        print(f"{len(found.rejected):>9,} rejected")
+        if settings.get("radius") is not None:
+            print(_inputs(settings["radius"], layer))
+        for name, count in found.accepted.items():
+            print(f"{count:>9,} {name} accepted")
+        print(f"{found.undecided:>9,} UNDECIDED\n{len(found.rejected):>9,} rejected")
         for token, reason in list(found.rejected.items())[:_LISTED]:
             print(f"{token:>12} {reason}")
-    return _EXIT_REJECTED if found.rejected else 0
+    if found.rejected:
+        return _EXIT_REJECTED
+    return _EXIT_UNDECIDED if found.undecided else 0
 
 
 def _layer_of(args: argparse.Namespace, path: str, settings: dict[str, Any]) -> OutputLayer:

@@ -85,7 +85,8 @@ def audits(layer: OutputLayer, planted: int, repeat: int) -> tuple[dict[str, Any
     ids, mixed = _planted(layer, planted)
     begin = time.perf_counter()
     report = find_unargmaxable(mixed)
-    dead = _described(report) | {"seconds": time.perf_counter() - begin}
+    taken = time.perf_counter() - begin
+    dead = _described(report) | {"seconds": taken}
     dead["of the planted"] = report.results.status[ids].tolist()
     expected = {int(TokenStatus.UNARGMAXABLE), int(TokenStatus.NEAR)}
     sound = plain["rejected"] == dead["rejected"] == 0 and "UNDECIDED" not in plain["counts"]

@@ -21,6 +21,7 @@ from fastmrc import reference
 from fastmrc.audit import (
     AuditReport,
     TokenStatus,
+    cutting_planes,
     find_unargmaxable,
     fold_layer_norm,
     load_layer,
@@ -77,6 +78,15 @@ def test_the_example_of_the_post(tmp_path: Path, method: Any) -> None:
     mean = sum(a * POST[i] for i, a in weights.items()) / sum(weights.values())
     np.testing.assert_allclose(mean, [1, 1], atol=1e-12)
     assert report.exit_code == 1 and report.counts == {"ARGMAXABLE": 4, "UNARGMAXABLE": 1}
+
+
+@pytest.mark.parametrize("tolerance", [1e-10, 1e-7, 1e-4])
+def test_the_example_at_any_tolerance_of_the_solver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tolerance: float
+) -> None:
+    monkeypatch.setattr(cutting_planes, "_TOLERANCE", tolerance)
+    for bias in (None, np.array([0, 0, 0, 0, -1.0])):
+        assert statuses(audited(tmp_path, POST, bias, method="lp")) == [A, A, A, A, U]
 
 
 def test_reflections_find_witnesses_only(tmp_path: Path) -> None:

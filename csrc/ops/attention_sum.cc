@@ -14,6 +14,15 @@
 namespace fastmrc {
 namespace {
 
+// Knuth's two-sum: adds x to `high`, and to `low` what rounding took. Unlike a comparison of the
+// terms, which nothing foretells, it takes no branch.
+void add(double& high, double& low, double x) {
+  const double next = high + x;
+  const double added = next - high;
+  low += (high - (next - added)) + (x - added);
+  high = next;
+}
+
 // The words of one row, in the order of their first positions.
 class WordSums {
  public:
@@ -26,18 +35,22 @@ class WordSums {
     high_.assign(static_cast<size_t>(found_), 0.0);
     low_.assign(static_cast<size_t>(found_), 0.0);
     // Apart from the look-up, whose stores and loads the processor would else wait for.
-    for (int64_t j = 0; j < count; ++j) add(entry_of_[static_cast<size_t>(j)], weights[j]);
+    for (int64_t j = 0; j < count; ++j) {
+      const auto i = static_cast<size_t>(entry_of_[static_cast<size_t>(j)]);
+      add(high_[i], low_[i], weights[j]);
+    }
     return -1;
   }
 
   // Writes the k words of the largest sums; equal ones by first position.
   void write_largest(int64_t k, int32_t* words, double* probs, int32_t* first) {
-    double total = 0;
+    double total = 0, lost = 0;
     ranked_.resize(static_cast<size_t>(found_));
     for (size_t j = 0; j < ranked_.size(); ++j) {
       ranked_[j] = {high_[j] + low_[j], j};
-      total += ranked_[j].value;
+      add(total, lost, ranked_[j].value);
     }
+    total += lost;
     const auto kept = std::min(k, static_cast<int64_t>(ranked_.size()));
     std::partial_sort(ranked_.begin(), ranked_.begin() + kept, ranked_.end());
     for (int64_t j = 0; j < kept; ++j) {
@@ -91,16 +104,6 @@ class WordSums {
     }
     found_ = found;
     return -1;
-  }
-
-  // Knuth's two-sum: `low_` gathers what rounding took. Unlike a comparison of the terms, which
-  // nothing foretells, it takes no branch.
-  void add(int32_t i, double x) {
-    double& high = high_[static_cast<size_t>(i)];
-    const double next = high + x;
-    const double added = next - high;
-    low_[static_cast<size_t>(i)] += (high - (next - added)) + (x - added);
-    high = next;
   }
 
   struct Ranked {

@@ -45,8 +45,8 @@ class AuditReport:
     judge
         int64 [V], the token by which each is judged: itself or one with the same row.
     weight_scale, centre, basis
-        The last two float64 [d] and [d, r]: some witnesses are
-        ``scale * basis @ basis.T @ (weight_scale * w - centre)``.
+        The last two float64 [d] and [d, r]: some witnesses are in the direction of
+        ``basis @ basis.T @ (weight_scale * w - centre)``.
     complete
         False if the time ran out.
     """
@@ -171,7 +171,10 @@ class AuditReport:
     def _whitened(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         centred = self.layer.weight[tokens].astype(np.float64) * self.weight_scale - self.centre
         points = (centred @ self.basis) @ self.basis.T
-        scaled: NDArray[np.float32] = (points * self.results.scale[tokens, None]).astype(np.float32)
+        # Those of tokens with other witnesses may not fit and are not used.
+        with np.errstate(all="ignore"):
+            lengths = self.results.norm[tokens] / np.linalg.norm(points, axis=1)
+            scaled: NDArray[np.float32] = (points * lengths[:, None]).astype(np.float32)
         return scaled
 
     def save_certificates(self, path: StrPath) -> None:

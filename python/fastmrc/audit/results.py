@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ __all__ = ["AuditState", "Results", "TokenWeights"]
 TokenWeights = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
-_ARRAYS = ("status", "stage", "margin", "norm", "tried", "near", "scale", "seconds")
+_ARRAYS = ("status", "stage", "margin", "norm", "tried", "near", "seconds")
 
 
 class Results:
@@ -44,10 +43,9 @@ class Results:
         int64 [V], a bit for each stage that gave the token up.
     near
         bool [V], whether `weights` would do for NEAR.
-    scale
-        float64 [V], of tokens whose witness is ``scale * basis @ basis.T @ (w - centre)``.
     witnesses
-        Others by token.
+        By token; those of the stage WHITENED that are not here are in the direction of
+        ``basis @ basis.T @ (w - centre)`` and of the norm noted.
     weights
         Tokens and weights, by token.
     seconds
@@ -61,7 +59,6 @@ class Results:
         self.norm = np.full(size, np.nan)
         self.tried = np.zeros(size, np.int64)
         self.near = np.zeros(size, bool)
-        self.scale = np.full(size, np.nan)
         self.witnesses: dict[int, NDArray[np.floating[Any]]] = {}
         self.weights: dict[int, TokenWeights] = {}
         self.seconds = np.zeros(len(Stage))
@@ -139,7 +136,9 @@ class AuditState:
                 file = np.load(raw, allow_pickle=False)
                 arrays = {name: file[name] for name in getattr(file, "files", ())}
             key = str(arrays["key"])
-        except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except OSError:
+            raise
+        except Exception as error:  # the parsers of damaged files raise errors of many kinds
             raise InputError(f"state: '{self.path}' is no file of a stopped audit") from error
         if key != self.key:
             raise InputError(

@@ -41,6 +41,8 @@ def group_tokens(layer: OutputLayer) -> tuple[NDArray[np.int64], NDArray[np.int6
     """
     first: dict[bytes, int] = {}
     judge = np.arange(len(layer.weight))
+    if layer.rounding != (0.0, 0.0):
+        return judge, judge  # equal ones need not have been equal
     for start, block in _blocks(layer.weight):
         for i, row in enumerate(block + 0.0, start):  # minus zero is zero
             judge[i] = first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
@@ -78,8 +80,6 @@ class Rows:
         Powers of two: of weights, of biases, and the first by the second; `unit` is 1 without bias.
     bias
         float64 [U] on the CPU, or None if all are equal.
-    bias_range
-        Difference of the largest and the smallest bias.
     white
         float32 [U, r], whitened rows, on the device.
     centre, basis
@@ -88,6 +88,8 @@ class Rows:
         int64, the columns in which rows differ.
     largest_norm, reach
         Of the rows, and of what is left of them without the centre.
+    row_rounding, bias_rounding
+        As those of the layer, scaled.
     spread, white_norm
         Norms of the basis and of the longest whitened row.
     """
@@ -102,14 +104,13 @@ class Rows:
         self.weight_scale = 1.0
         self.weight_scale = _scale_to_one(max(float(p.abs().max()) for _, p in self.parts()))
         self.bias: torch.Tensor | None = None
-        self.bias_scale, self.unit, self.bias_range = self.weight_scale, 1.0, 0.0
+        self.bias_scale, self.unit = self.weight_scale, 1.0
         if layer.bias is not None:
             bias = torch.from_numpy(layer.bias[distinct])
             if (bias != bias[0]).any():
                 self.bias_scale = _scale_to_one(float(bias.abs().max()))
                 self.bias = bias * self.bias_scale
                 self.unit = self.weight_scale / self.bias_scale
-                self.bias_range = float(self.bias.max() - self.bias.min())
         self.centre = torch.stack([p.sum(dim=0) for _, p in self.parts()]).sum(dim=0) / len(self)
         self.largest_norm = max(_longest(part) for _, part in self.parts())
         self.moving = self._moving_columns()
@@ -123,6 +124,8 @@ class Rows:
             self.white_norm = max(self.white_norm, _longest(white))
             self.reach = max(self.reach, _longest(centred))
         self.spread = float(torch.linalg.matrix_norm(self.basis, 2)) if self.rank else 0.0
+        self.row_rounding = layer.rounding[0] * self.weight_scale
+        self.bias_rounding = layer.rounding[1] * self.bias_scale if self.bias is not None else 0.0
 
     def __len__(self) -> int:
         return len(self.distinct)
@@ -177,7 +180,8 @@ class Rows:
         for start, part in self.parts():
             scores = part @ wide.T
             if self.bias is not None:
-                scores += self.bias[start : start + len(part), None] - self.bias[numbers]
+                rises = self.bias[start : start + len(part), None] - self.bias[numbers]
+                scores += rises + 4 * UNIT64 * rises.abs()  # and what rounding may have taken
             inside = (numbers >= start) & (numbers < start + len(part))
             scores[numbers[inside] - start, inside.nonzero()[:, 0]] = -torch.inf
             best = torch.maximum(best, scores.amax(dim=0))
@@ -187,12 +191,14 @@ class Rows:
     def lead_error(self, norms: torch.Tensor) -> torch.Tensor:
         """Bound the error of leads in float64 at points of norms [n]."""
         products = 2 * (self.width + 2) * UNIT64 * norms * self.largest_norm
-        error: torch.Tensor = products + 8 * UNIT64 * self.bias_range + _LEAST
+        given = 2 * (self.row_rounding * norms + self.bias_rounding)
+        error: torch.Tensor = products + given + _LEAST
         return error
 
     def _moving_columns(self) -> torch.Tensor:
         first = self.rows(slice(0, 1))
-        moving = torch.zeros(self.width, dtype=torch.bool)
+        # Of a layer that is off by rounding every column may differ.
+        moving = torch.full((self.width,), self.layer.rounding != (0.0, 0.0))
         for _, part in self.parts():
             moving |= (part != first).any(dim=0)
         return moving.nonzero()[:, 0]
@@ -204,6 +210,7 @@ class Rows:
         whitened shows what it had lost, so small directions are found step by step.
         """
         basis = torch.eye(self.width, dtype=torch.float64)
+        inverse = basis.clone()
         for _ in range(_PASSES):
             products = torch.zeros_like(basis)
             for _, part in self.parts():
@@ -212,13 +219,15 @@ class Rows:
             squares, axes = torch.linalg.eigh(products / len(self))
             if not squares[-1] > 0:
                 return basis[:, :0]
-            basis = basis @ (axes * squares.clamp(min=float(squares[-1]) * _FLOOR).rsqrt())
-        # With basis = u s v^T the covariance is u s^-2 u^T.
-        axes, inverse, _ = torch.linalg.svd(basis)
-        spreads = 1 / inverse
-        largest = float(spreads.max())
-        kept = spreads > largest * self.width * 8 * UNIT64
-        whitening: torch.Tensor = axes[:, kept] * (spreads[kept] / largest) ** -0.5
+            sizes = squares.clamp(min=float(squares[-1]) * _FLOOR).sqrt()
+            basis = basis @ (axes / sizes)
+            inverse = (axes * sizes).T @ inverse
+        # The covariance is inverse^T inverse.
+        _, spreads, axes = torch.linalg.svd(inverse)
+        largest = float(spreads[0])
+        noise = self.width * UNIT64 * max(8 * largest, self.largest_norm)
+        kept = spreads > noise
+        whitening: torch.Tensor = axes[kept].T * (spreads[kept] / largest) ** -0.5
         return whitening
 
 

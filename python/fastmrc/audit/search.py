@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fastmrc.audit.cutting_planes import has_highs, lp_search
 from fastmrc.audit.frank_wolfe import HullPoints, frank_wolfe
 from fastmrc.audit.layer import OutputLayer, make_layer
-from fastmrc.audit.newton import Found, Lifted, newton_search, tested_witness
+from fastmrc.audit.newton import Found, Lifted, equal_in_effect, newton_search
 from fastmrc.audit.report import AuditReport
 from fastmrc.audit.results import AuditState, Results
 from fastmrc.audit.rows import UNIT64, Rows, group_tokens
@@ -180,6 +180,8 @@ class _Audit:
         self.radius = math.inf if radius is None else radius / self.rows.unit
         # Norm of witnesses whose norm is free; rounding must not take it above the radius.
         self.length = 1.0 if radius is None else self.radius * (1 - 2.0**-21)
+        # In float64 where it is far from 1.
+        self.narrow = 1e-30 < self.length < 1e30
         # Numbers, among the distinct rows, of those that are asked for.
         self.numbers = torch.from_numpy(np.searchsorted(distinct, np.unique(self.judge[asked])))
         self.all = len(self.numbers) == len(distinct)
@@ -218,9 +220,15 @@ class _Audit:
         if len(self.rows) == 1:
             token = int(self.rows.distinct[0])
             self.results.decide(token, TokenStatus.ARGMAXABLE, Stage.DUPLICATES, math.inf)
-            self.results.witnesses[token] = np.zeros(self.rows.width, np.float32)
+            self.results.witnesses[token] = np.zeros(self.rows.width)
             if self.layer.sphere is not None:
-                self.results.witnesses[token][0] = self.layer.sphere
+                self.results.witnesses[token][0] = self.length * self.rows.unit
+            return
+        if self.lifted.width == 0:  # all are equal but for rounding
+            for number in self.numbers.tolist():
+                twin = torch.tensor([int(number == 0)])
+                found = equal_in_effect(self.rows, number, twin)
+                self._take_weights(number, found.weights, Stage.DUPLICATES)
             return
         if self.method == "auto":
             self._whitened()
@@ -294,14 +302,22 @@ class _Audit:
             lead = (white.double() ** 2).sum(dim=1) - best[start : start + size]
             safe = lead - lead_errors(rows, white, norms)
             scale, gap = self._scales(numbers, safe, norms)
-            lengths = scale * norms * rows.unit
-            sound = (safe > 0) & (scale * safe + gap > 0) & (lengths > 1e-30) & (lengths < 1e30)
-            margin = (scale * lead + gap) / (scale * norms)
+            lengths = scale * norms
+            sound = (safe > 0) & (scale * safe + gap > self._off_sphere(lengths))
+            for inputs in (lengths, lengths * rows.unit):
+                sound &= (inputs > 1e-30) & (inputs < 1e30)
+            margin = (scale * safe + gap) / lengths
             tokens = rows.distinct[numbers.numpy()]
             for i in sound.nonzero()[:, 0].tolist():
                 token = int(tokens[i])
-                self.results.scale[token] = scale[i] * rows.unit
-                self._decide(token, Stage.WHITENED, float(margin[i]), float(lengths[i]))
+                norm = float(lengths[i]) * rows.unit
+                self._decide(token, Stage.WHITENED, float(margin[i]), norm)
+
+    def _off_sphere(self, norms: torch.Tensor) -> torch.Tensor:
+        """Bound what leads lose when points of some norms are moved onto the layer's sphere."""
+        if self.layer.sphere is None:
+            return torch.zeros_like(norms)
+        return 2 * self.rows.largest_norm * (norms - self.radius).abs()
 
     def _decide(self, token: int, stage: Stage, margin: float, norm: float) -> None:
         """Note a token with a witness; the margin is that of scaled rows, the norm that of the
@@ -318,10 +334,10 @@ class _Audit:
         bias = self.rows.bias
         if bias is None:
             return unit, torch.zeros_like(norms)
-        gap = bias[numbers] - bias.max() - 16 * UNIT64 * self.rows.bias_range
+        gap = (bias[numbers] - bias.max()) * (1 + 16 * UNIT64)
         if self.bounded:
             return unit, gap
-        return torch.maximum(unit, (1e-6 * self.rows.bias_range - 2 * gap) / safe), gap
+        return torch.maximum(unit, -2 * gap / safe), gap
 
     def _at_radius(self) -> None:
         """Try the whitened witnesses at the radius with each token's bias, not the largest one."""
@@ -354,9 +370,11 @@ class _Audit:
         if self.rows.bias is None or self.bounded:
             norms = torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp(min=1e-300)
             points = points * (self.length / norms)
-        rounded = points.float()
+        rounded = points.float() if self.narrow else points
         lead, error = self.rows.leads(rounded, numbers)
-        for i in (lead > error).nonzero()[:, 0].tolist():
+        lengths = torch.linalg.vector_norm(rounded.double(), dim=1)
+        error += self._off_sphere(lengths)
+        for i in ((lead > error) & (lengths <= self.radius)).nonzero()[:, 0].tolist():
             self._keep_witness(int(numbers[i]), rounded[i], float(lead[i]), stage)
 
     def _keep_witness(self, number: int, point: torch.Tensor, lead: float, stage: Stage) -> None:
@@ -377,7 +395,7 @@ class _Audit:
         upwards = self.lifted.upwards()
         extra = upwards[0].to(vectors.dtype) if len(upwards) and not self.bounded else None
         bias = rows.bias.to(vectors.dtype) if rows.bias is not None and self.bounded else None
-        radius = self.radius if self.bounded else 1.0
+        radius = min(self.radius, 1e100) if self.bounded else 1.0
         size = max(1, min(256, _HELD // 4 // len(rows)))
         left = self._left(Stage.FRANK_WOLFE)
         with self._timed(Stage.FRANK_WOLFE), self._bar(len(left), 0, "Frank-Wolfe") as bar:
@@ -439,12 +457,13 @@ class _Audit:
         point, lead = found.witness, found.lead
         length = float(torch.linalg.vector_norm(point.double()))
         if math.isfinite(self.radius):
-            resized = None
             if length:
-                resized = tested_witness(self.rows, number, point.double() * (self.length / length))
-            if resized is not None:
-                point, lead = resized
-            elif length > self.radius or self.layer.sphere is not None:
+                before = len(self.results.witnesses)
+                resized = point.double()[None] * (self.length / length)
+                self._take_witnesses(torch.tensor([number]), resized, stage)
+                if len(self.results.witnesses) > before:
+                    return
+            if length > self.radius or self.layer.sphere is not None:
                 return
         self._keep_witness(number, point, lead, stage)
 
@@ -463,7 +482,7 @@ class _Audit:
         if results.margin[token] <= margin:
             return
         near = weights.residual <= _NEAR * self.rows.largest_norm
-        results.near[token] = near and weights.bias_gap <= _NEAR * self.rows.bias_range
+        results.near[token] = near and weights.bias_gap <= _NEAR * weights.bias_size
         results.weights[token] = kept
         results.decide(token, TokenStatus.UNDECIDED, stage, margin)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -88,9 +87,10 @@ def verify_certificates(
     bias: Any = None,
     *,
     sphere: float | None = None,
+    rounding: tuple[float, float] = (0.0, 0.0),
     report: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Check every verdict in a file of certificates.
+    """Check every verdict in a file of certificates; whose layer it is, the caller knows.
 
     Parameters
     ----------
@@ -100,8 +100,9 @@ def verify_certificates(
         float32 or float64 [V, d].
     bias
         float64 [V], or None.
-    sphere
-        Norm that all inputs have, as in `OutputLayer`, or None.
+    sphere, rounding
+        Norm that all inputs have, or None, and by how much rows and biases may be off, as in
+        `OutputLayer`.
     report
         Told how many of how many checks are done.
 
@@ -112,18 +113,17 @@ def verify_certificates(
     Raises
     ------
     InputError
-        If the file cannot be read or is of a layer of another shape.
+        If the file cannot be read or is of a layer of another shape, or numbers of the layer are
+        no 0 but below 1e-100 or above 1e100.
     """
     settings, arrays = _read(path, _NAMES)
     rows = np.asarray(weight)
-    radius = settings.get("radius")
-    if radius is not None and not (isinstance(radius, float | int) and 0 < radius < np.inf):
-        raise InputError(f"{path}: expected a radius above 0 or none, got {radius!r}")
+    radius = settings["radius"]
     if sphere is not None and radius != sphere:
         raise InputError(f"{path}: expected the radius {sphere} of the layer norm, got {radius}")
     _check_shapes(path, arrays, rows)
-    checker = _Checker(rows, None if bias is None else np.asarray(bias, np.float64), radius)
-    checker.on_sphere = sphere is not None
+    biases = None if bias is None else np.asarray(bias, np.float64)
+    checker = _Checker(rows, biases, radius, sphere is not None, rounding)
     return checker.run(arrays, report or (lambda done, total: None))
 
 
@@ -137,13 +137,27 @@ def _read(path: StrPath, names: Sequence[str]) -> tuple[dict[str, Any], dict[str
                 raise InputError(f"{path}: expected certificates of an audit, got other arrays")
             arrays = {name: file[name] for name in names}
             settings = json.loads(str(arrays.pop("settings")))
-            if not isinstance(settings, dict):
-                raise ValueError("its settings are no object")
-        except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, InputError):
-                raise
+            _check_settings(settings)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # the parsers of damaged files raise errors of many kinds
             raise InputError(f"{path}: no certificates of an audit ({error})") from error
     return settings, arrays
+
+
+def _check_settings(settings: Any) -> None:
+    """Raise ValueError for settings that no audit writes."""
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no object")
+    norm, radius = settings.get("norm"), settings.setdefault("radius", None)
+    names = [settings.get(name) for name in ("weight", "bias", "sha256")]
+    sound = all(name is None or isinstance(name, str) for name in names)
+    sound = sound and (norm is None or (isinstance(norm, list) and len(norm) == 2))
+    sound = sound and all(isinstance(name, str) for name in norm or ())
+    if radius is not None:
+        sound = sound and type(radius) in (int, float) and 1e-30 <= radius <= 1e30
+    if not sound:
+        raise ValueError("its settings are of other kinds")
 
 
 def _check_shapes(path: StrPath, arrays: dict[str, NDArray[Any]], weight: Matrix) -> None:
@@ -167,6 +181,15 @@ def _check_shapes(path: StrPath, arrays: dict[str, NDArray[Any]], weight: Matrix
         raise InputError(f"{path}: certificates do not fit a layer of shape [{size}, {width}]")
 
 
+def _check_sizes(values: NDArray[Any] | None) -> None:
+    """Refuse numbers that scaling by powers of two might round."""
+    sizes = np.abs(np.zeros(1) if values is None else values, dtype=np.float64)
+    if not ((sizes <= 1e100) & ((sizes >= 1e-100) | (sizes == 0))).all():
+        raise InputError(
+            "weight, bias: expected numbers that are 0 or from 1e-100 to 1e100 in size"
+        )
+
+
 def _power(values: NDArray[Any]) -> float:
     """Return the power of two that brings the largest of numbers to 0.5 to 1; 1 if all are 0."""
     largest = float(np.abs(values).max(initial=0.0))
@@ -176,21 +199,32 @@ def _power(values: NDArray[Any]) -> float:
 class _Checker:
     """Checks against rows and biases that are scaled by powers of two, against overflow."""
 
-    def __init__(self, weight: Matrix, bias: Vector | None, radius: float | None) -> None:
+    def __init__(
+        self,
+        weight: Matrix,
+        bias: Vector | None,
+        radius: float | None,
+        on_sphere: bool,
+        rounding: tuple[float, float],
+    ) -> None:
         self.weight = weight
-        self.scale = min(_power(weight[b : b + _BLOCK]) for b in range(0, len(weight), _BLOCK))
+        for part in [weight[b : b + _BLOCK] for b in range(0, len(weight), _BLOCK)] + [bias]:
+            _check_sizes(part)
+        tops = [np.abs(weight[b : b + _BLOCK]).max() for b in range(0, len(weight), _BLOCK)]
+        self.scale = _power(np.array(tops, np.float64))
         self.bias: Vector | None = None
-        self.bias_range = 0.0
+        self.row_rounding, self.bias_rounding = rounding[0] * self.scale, 0.0
         self.unit = 1.0  # inputs are divided by it
         if bias is not None:
             bias_scale = _power(bias)
             self.bias = bias * bias_scale
-            self.bias_range = float(self.bias.max() - self.bias.min())
             self.unit = self.scale / bias_scale
+            self.bias_rounding = rounding[1] * bias_scale
         self.radius = radius
-        self.on_sphere = False
+        self.on_sphere = on_sphere
+        self.exact = rounding == (0.0, 0.0)
         # Columns in which rows differ, the norm of the longest row, rows that are equal.
-        self.moving = np.zeros(weight.shape[1], bool)
+        self.moving = np.full(weight.shape[1], not self.exact)
         self.largest = 0.0
         first: dict[bytes, int] = {}
         self.group = np.empty(len(weight), np.int64)
@@ -199,7 +233,8 @@ class _Checker:
             self.moving |= (weight[b : b + _BLOCK] != weight[0]).any(axis=0)
             self.largest = max(self.largest, float(np.linalg.norm(part, axis=1).max()))
             for i, row in enumerate(part + 0.0, b):
-                self.group[i] = first.setdefault(hashlib.sha256(row.tobytes()).digest(), i)
+                key = hashlib.sha256(row.tobytes()).digest()
+                self.group[i] = first.setdefault(key, i) if self.exact else i
         self.sizes = np.bincount(self.group, minlength=len(weight))
 
     def _rows(self, index: Any) -> Vector:
@@ -302,7 +337,8 @@ class _Checker:
             part = self._rows(slice(start, start + _BLOCK))
             scores = points @ part.T
             if self.bias is not None:
-                scores += self.bias[start : start + _BLOCK] - self.bias[tokens][:, None]
+                rises = self.bias[start : start + _BLOCK] - self.bias[tokens][:, None]
+                scores += rises + 4 * _U * np.abs(rises)  # and what rounding may have taken
             for i, token in enumerate(tokens.tolist()):
                 if start <= token < start + len(part):
                     scores[i, token - start] = -np.inf
@@ -315,7 +351,10 @@ class _Checker:
             best = np.maximum(best, scores.max(axis=1))
         lengths = np.linalg.norm(points, axis=1)
         rounding = 2 * (points.shape[1] + 2) * _U * lengths * self.largest
-        rounding += 8 * _U * self.bias_range + _LEAST
+        rounding += 2 * (self.row_rounding * lengths + self.bias_rounding) + _LEAST
+        if self.radius is not None and self.on_sphere:
+            # What the lead may lose on the way to an input of the very norm.
+            rounding += 2 * self.largest * np.abs(lengths - self.radius / self.unit)
         return [
             self._not_leading(lead, error, length)
             for lead, error, length in zip(
@@ -329,8 +368,6 @@ class _Checker:
         norm = length * self.unit
         if self.radius is not None and norm > self.radius:
             return f"the norm of the witness, {norm:.9g}, is above the radius"
-        if self.radius is not None and self.on_sphere and norm < self.radius * (1 - 1e-6):
-            return f"the norm of the witness, {norm:.9g}, is not that of inputs"
         if not lead > error:
             return f"another token leads at the witness by {-lead:.3g}, or rounding does"
         return ""
@@ -343,32 +380,40 @@ class _Checker:
             return "weights are missing, not finite or not positive"
         if np.isin(others, self._equal(token)).any():
             return "the token, or one with the same row and bias, has a weight"
-        if not near and len(others) <= _FRACTIONS and self._exactly(token, others, values):
+        in_fractions = self.exact and not near and len(others) <= _FRACTIONS
+        if in_fractions and self._exactly(token, others, values):
             return ""
         values = values / values.max()
+        if values.min() < 1e-100:
+            return "weights are too far apart"
         values = values / values.sum()
         differences = self._rows(others) - self._rows(token)
         units = (len(others) + 10) * _U
         residual = _length(values @ differences, units * (values @ np.abs(differences)))
-        rise = rise_error = 0.0
+        residual += 2 * self.row_rounding + _LEAST
+        rise = rise_error = size = 0.0
         rises = np.zeros(len(others))
         if self.bias is not None:
             rises = self.bias[others] - self.bias[token]
             rise = float(values @ rises)
-            rise_error = units * float(values @ np.abs(rises))
+            if rises.any() or self.bias_rounding:
+                rise_error = units * float(values @ np.abs(rises)) + 2 * self.bias_rounding + _LEAST
+            size = float(values @ np.abs(self.bias[others]) + abs(self.bias[token]))
         if near:
             close = residual <= _NEAR * self.largest * (1 + 1e-6)
-            close = close and -rise <= _NEAR * self.bias_range * (1 + 1e-6) + rise_error
+            close = close and -rise <= _NEAR * size * (1 + 1e-6) + rise_error
             return "" if close else f"the mean row is {residual:.3g} away, too far for NEAR"
         # No input of at most a norm gains more from the residual than the bias costs.
         reach = np.inf if self.radius is None else self.radius / self.unit
         if self.bias is not None and reach * residual <= rise - rise_error:
             return ""
-        reason = _none_near(differences[:, self.moving], values, rises, rise - rise_error)
+        given = self.row_rounding
+        reason = _none_near(differences[:, self.moving], values, rises, rise - rise_error, given)
         if reason and self.bias is not None:
             # Exact weights may keep the mean bias just as it is: one equation more.
             lifted = np.column_stack([differences[:, self.moving], rises])
-            if not _none_near(lifted, values, rises * 0, 0.0):
+            given += self.bias_rounding
+            if not _none_near(lifted, values, rises * 0, 0.0, given):
                 return ""
         return reason
 
@@ -395,25 +440,30 @@ def _length(vector: Vector, rounding: Vector) -> float:
     return float(np.linalg.norm(vector) + np.linalg.norm(rounding))
 
 
-def _none_near(differences: Vector, values: Vector, rises: Vector, rise: float) -> str:
-    """Return why no exact weights need exist beside `values`, or an empty text.
+def _none_near(
+    differences: Vector, values: Vector, rises: Vector, rise: float, given: float
+) -> str:
+    """Return why no exact weights need exist beside `values`, or an empty text; rows may be off by
+    `given`.
 
     Exact ones solve ``system @ a = (0, ..., 0, 1)``; the nearest are as far as the residual by the
     least singular value, if the system has full row rank.
     """
     equations = differences.T
     # Powers of two change no solution, and columns of unlike size make no plane of a space.
-    equations = equations * np.array([_power(equation) for equation in equations])[:, None]
-    system = np.vstack([equations, np.ones(len(values))])
+    powers = np.array([_power(equation) for equation in equations])
+    system = np.vstack([equations * powers[:, None], np.ones(len(values))])
+    given = 2 * given * float(powers.max(initial=1.0))
     if system.shape[1] < system.shape[0]:
         return "too few tokens for a proof that exact weights exist"
     singular = np.linalg.svd(system, compute_uv=False)
-    if singular[-1] < 64 * max(system.shape) * _U * singular[0]:
+    least = float(singular[-1]) - given * len(values) ** 0.5
+    if least < 64 * max(system.shape) * _U * singular[0]:
         return "the rows with weights are too near a plane for a proof"
     residual = system @ values
     residual[-1] -= 1.0
     error = _length(residual, (len(values) + 10) * _U * (np.abs(system) @ values))
-    move = 2 * error / float(singular[-1])
+    move = 2 * (error + given) / least
     if not move < values.min():
         return f"exact weights may be {move:.3g} away, the least weight is {values.min():.3g}"
     if rise < move * float(np.linalg.norm(rises)):

@@ -47,6 +47,8 @@ class Weights:
         Bound of the norm of ``sum a_i (w_i - w_k)``; 0 for exact ones.
     bias_gap
         By how much the mean of the biases is below the row's own; 0 without.
+    bias_size
+        Mean size of the biases in question.
     proven
         Whether no witness can exist.
     """
@@ -55,6 +57,7 @@ class Weights:
     values: NDArray[np.float64]
     residual: float
     bias_gap: float
+    bias_size: float
     proven: bool
 
 
@@ -84,9 +87,10 @@ def best_proof(
     if not len(order):
         return None
     others, weights = others[order], weights[order]
-    few = _few_tokens(rows, number, others, weights)
-    if few is not None:
-        return few
+    if rows.row_rounding == 0 and rows.bias_rounding == 0:
+        few = _few_tokens(rows, number, others, weights)
+        if few is not None:
+            return few
     best: Weights | None = None
     for cut in _CUTS:
         count = int((weights >= cut * weights[0]).sum())
@@ -114,14 +118,15 @@ def bounded_proof(
     The lead there is at most ``radius * |sum a_i (w_k - w_i)| + sum a_i (b_k - b_i)``.
     """
     assert rows.bias is not None
-    weights = weights / weights.sum()
+    kept = weights > _CUTS[-1] * weights.max()
+    others, weights = others[kept], weights[kept] / weights[kept].sum()
     residual = _residual(rows, number, others, weights)
     rises = rows.bias[others] - rows.bias[number]
-    rounding = (len(weights) + 8) * UNIT64 * float(weights @ rises.abs())
-    slack = float(weights @ rises) - rounding
+    rounding = (len(weights) + 16) * UNIT64 * float(weights @ rises.abs())
+    slack = float(weights @ rises) - rounding - 2 * rows.bias_rounding
     if radius * residual > slack:
         return None
-    return Weights(others.numpy().copy(), weights.numpy().copy(), residual, 0.0, True)
+    return Weights(others.numpy().copy(), weights.numpy().copy(), residual, 0.0, 0.0, True)
 
 
 def _refined(
@@ -129,11 +134,13 @@ def _refined(
 ) -> Weights | None:
     """Move weights to the nearest ones whose residual is 0, as far as rounding lets them."""
     for _ in range(_DROPS):
-        equations = _equations(rows, number, others, lifted)
+        equations, factor = _equations(rows, number, others, lifted)
         squares = equations @ equations.T
+        if not bool(torch.isfinite(squares).all()):
+            return None
         moved = _corrected(equations, squares, weights / weights.sum())
         if (moved > 0).all():
-            return _judged(rows, number, others, moved, equations, squares, lifted)
+            return _judged(rows, number, others, moved, equations, factor, squares, lifted)
         kept = moved > 0
         if not kept.any():
             return None
@@ -141,15 +148,19 @@ def _refined(
     return None
 
 
-def _equations(rows: Rows, number: int, others: torch.Tensor, lifted: bool) -> torch.Tensor:
-    """Return the matrix A, its rows divided by powers of two, which changes no solution."""
+def _equations(
+    rows: Rows, number: int, others: torch.Tensor, lifted: bool
+) -> tuple[torch.Tensor, float]:
+    """Return the matrix A, its rows divided by powers of two, which changes no solution, and by how
+    much that makes the rounding of the layer larger at most."""
     own = rows.rows(torch.tensor([number]))[:, rows.moving]
     equations = (rows.rows(others)[:, rows.moving] - own).T
     if lifted and rows.bias is not None:
         equations = torch.cat([equations, (rows.bias[others] - rows.bias[number])[None]])
     _, exponents = torch.frexp(equations.abs().amax(dim=1, keepdim=True))
-    equations = equations * torch.exp2(-exponents.double())
-    return torch.cat([equations, torch.ones(1, len(others), dtype=torch.float64)])
+    factors = torch.exp2(-exponents.double())
+    ones = torch.ones(1, len(others), dtype=torch.float64)
+    return torch.cat([equations * factors, ones]), float(factors.amax()) if len(factors) else 1.0
 
 
 def _corrected(
@@ -173,6 +184,7 @@ def _judged(
     others: torch.Tensor,
     weights: torch.Tensor,
     equations: torch.Tensor,
+    factor: float,
     squares: torch.Tensor,
     lifted: bool,
 ) -> Weights:
@@ -181,27 +193,32 @@ def _judged(
     residual[-1] -= 1.0
     rounding = units * (equations.abs() @ weights)
     error = float(torch.linalg.vector_norm(residual) + torch.linalg.vector_norm(rounding))
+    given = 2 * factor * (rows.row_rounding + (rows.bias_rounding if lifted else 0.0))
+    error += given
     least = float(torch.linalg.eigvalsh(squares)[0])
     sound = least > 64 * len(squares) * UNIT64 * float(squares.diagonal().sum())
+    sound &= least > 16 * len(weights) * given**2
     move = _SAFETY * error / least**0.5 if sound else math.inf
     proven = move < float(weights.min())
-    gap = 0.0
+    gap = size = 0.0
     if rows.bias is not None:
         rises = rows.bias[others] - rows.bias[number]
         slack = float(weights @ rises)
         gap = max(0.0, -slack)
-        rounded = units * float(weights @ rises.abs())
+        size = float(weights @ rows.bias[others].abs() + rows.bias[number].abs())
+        rounded = units * float(weights @ rises.abs()) + 2 * rows.bias_rounding
         proven &= lifted or slack >= move * float(torch.linalg.vector_norm(rises)) + rounded
     away = _residual(rows, number, others, weights)
-    return Weights(others.numpy().copy(), weights.numpy().copy(), away, gap, bool(proven))
+    return Weights(others.numpy().copy(), weights.numpy().copy(), away, gap, size, bool(proven))
 
 
 def _residual(rows: Rows, number: int, others: torch.Tensor, weights: torch.Tensor) -> float:
     """Bound the norm of ``sum a_i (w_i - w_k)``."""
     differences = rows.rows(others) - rows.rows(torch.tensor([number]))
-    rounding = (len(weights) + 8) * UNIT64 * (differences.abs().T @ weights)
+    rounding = (len(weights) + 16) * UNIT64 * (differences.abs().T @ weights)
     mean = differences.T @ weights
-    return float(torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(rounding))
+    length = float(torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(rounding))
+    return length + 2 * rows.row_rounding
 
 
 def _few_tokens(
@@ -235,7 +252,7 @@ def _in_fractions(rows: Rows, number: int, others: torch.Tensor) -> Weights | No
     whole = [a // common for a in whole]
     if any(a > 2**1000 or int(float(a)) != a for a in whole):
         return None  # no numbers that a file could hold
-    return Weights(others.numpy().copy(), np.array(whole, np.float64), 0.0, 0.0, True)
+    return Weights(others.numpy().copy(), np.array(whole, np.float64), 0.0, 0.0, 0.0, True)
 
 
 def _null_vector(vectors: list[list[Fraction]]) -> list[Fraction] | None:

@@ -271,7 +271,12 @@ def _verify(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         found = verify_certificates(
-            certificates, layer.weight, layer.bias, sphere=layer.sphere, report=show
+            certificates,
+            layer.weight,
+            layer.bias,
+            sphere=layer.sphere,
+            rounding=layer.rounding,
+            report=show,
         )
     if args.json:
         common.print_json(

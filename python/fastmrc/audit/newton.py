@@ -52,7 +52,7 @@ class Lifted:
         if rows.bias is not None:
             centred = rows.bias - rows.bias.mean()
             spread = float(rows.white_norm) or 1.0
-            self.scale = spread / float(centred.abs().max())
+            self.scale = spread / (float(centred.abs().max()) or 1.0)
             self.bias = centred * self.scale
             self.width += 1
 

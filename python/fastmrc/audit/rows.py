@@ -79,7 +79,7 @@ class Rows:
     weight_scale, bias_scale, unit
         Powers of two: of weights, of biases, and the first by the second; `unit` is 1 without bias.
     bias
-        float64 [U] on the CPU, or None if all are equal.
+        float64 [U] on the CPU, or None if all are equal, exactly.
     white
         float32 [U, r], whitened rows, on the device.
     centre, basis
@@ -107,7 +107,7 @@ class Rows:
         self.bias_scale, self.unit = self.weight_scale, 1.0
         if layer.bias is not None:
             bias = torch.from_numpy(layer.bias[distinct])
-            if (bias != bias[0]).any():
+            if (bias != bias[0]).any() or layer.rounding[1]:
                 self.bias_scale = _scale_to_one(float(bias.abs().max()))
                 self.bias = bias * self.bias_scale
                 self.unit = self.weight_scale / self.bias_scale
@@ -181,7 +181,7 @@ class Rows:
             scores = part @ wide.T
             if self.bias is not None:
                 rises = self.bias[start : start + len(part), None] - self.bias[numbers]
-                scores += rises + 4 * UNIT64 * rises.abs()  # and what rounding may have taken
+                scores += rises + 16 * UNIT64 * rises.abs()  # and what rounding may have taken
             inside = (numbers >= start) & (numbers < start + len(part))
             scores[numbers[inside] - start, inside.nonzero()[:, 0]] = -torch.inf
             best = torch.maximum(best, scores.amax(dim=0))
@@ -190,8 +190,9 @@ class Rows:
 
     def lead_error(self, norms: torch.Tensor) -> torch.Tensor:
         """Bound the error of leads in float64 at points of norms [n]."""
-        products = 2 * (self.width + 2) * UNIT64 * norms * self.largest_norm
-        given = 2 * (self.row_rounding * norms + self.bias_rounding)
+        # Four times what it is, so that no other order of the same sums can say otherwise.
+        products = 8 * (self.width + 2) * UNIT64 * norms * self.largest_norm
+        given = 8 * (self.row_rounding * norms + self.bias_rounding)
         error: torch.Tensor = products + given + _LEAST
         return error
 

@@ -334,7 +334,7 @@ class _Audit:
         bias = self.rows.bias
         if bias is None:
             return unit, torch.zeros_like(norms)
-        gap = (bias[numbers] - bias.max()) * (1 + 16 * UNIT64)
+        gap = (bias[numbers] - bias.max()) * (1 + 16 * UNIT64) - 8 * self.rows.bias_rounding
         if self.bounded:
             return unit, gap
         return torch.maximum(unit, -2 * gap / safe), gap

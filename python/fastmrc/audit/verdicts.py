@@ -16,8 +16,8 @@ class TokenStatus(enum.IntEnum):
     """What is known of a token.
 
     ARGMAXABLE: some input gives it the largest logit; the witness is such an input. UNARGMAXABLE:
-    none does, by the weights. NEAR: whether one does is below the precision of the layer; the
-    weights show that its lead would be tiny. TIE: another token has the same row and bias, so it
+    none does, by the weights. NEAR: neither was found, and the weights show that a lead would be
+    tiny, for a mean row is within 1e-6 of the largest norm of a row. TIE: another token has the same row and bias, so it
     is at best equal; the witness makes its group the largest. UNDECIDED: not found out.
     """
 
@@ -53,13 +53,14 @@ class TokenVerdict:
         The verdict and what decided.
     margin
         ARGMAXABLE and TIE: the lead of the token's logit over every other one at the witness
-        (twins aside), divided by the norm of the witness; with a bias or equal rows a lower bound.
+        (twins aside), divided by the norm of the witness; of the stage WHITENED a lower bound.
         UNARGMAXABLE: 0. NEAR: what no input of norm 1 can exceed. Else NaN.
     witness
         float32 or float64 [d], or None.
     weights
-        Of tokens whose weighted mean row is this token's, with a mean bias that is not lower:
-        non-negative, up to a factor; None if there are none.
+        Of tokens whose weighted mean row is this token's, with a mean bias that is not lower (within
+        a radius: so near that the bias makes up for the rest): positive, up to a factor; None if
+        there are none.
     blocked_by
         At most five tokens with the largest weights.
     twin_of

@@ -26,6 +26,8 @@ __all__ = ["Weights", "best_proof", "bounded_proof"]
 # Weights below these shares of the largest are left out, one after the other.
 _CUTS = (1e-2, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)
 _DROPS = 8
+# And such a share is no weight at all.
+_NOTHING = 1e-30
 # A residual must be so many times smaller than what is safe.
 _SAFETY = 16.0
 # Tokens at most of which weights are looked for in fractions, and the ratio of two weights in turn
@@ -83,7 +85,7 @@ def best_proof(
         None if no weight is positive.
     """
     order = torch.argsort(weights, descending=True, stable=True)
-    order = order[weights[order] > 0]
+    order = order[weights[order] > _NOTHING * weights.max()]
     if not len(order):
         return None
     others, weights = others[order], weights[order]
@@ -139,10 +141,10 @@ def _refined(
         if not bool(torch.isfinite(squares).all()):
             return None
         moved = _corrected(equations, squares, weights / weights.sum())
-        if (moved > 0).all():
+        kept = moved > _NOTHING * moved.max()
+        if kept.all():
             return _judged(rows, number, others, moved, equations, factor, squares, lifted)
-        kept = moved > 0
-        if not kept.any():
+        if not (moved > 0).any():
             return None
         others, weights = others[kept], moved[kept]
     return None
@@ -204,8 +206,8 @@ def _judged(
     if rows.bias is not None:
         rises = rows.bias[others] - rows.bias[number]
         slack = float(weights @ rises)
-        gap = max(0.0, -slack)
-        size = float(weights @ rows.bias[others].abs() + rows.bias[number].abs())
+        gap = max(0.0, -slack) / float(weights.sum())
+        size = float(weights / weights.sum() @ rows.bias[others].abs() + rows.bias[number].abs())
         rounded = units * float(weights @ rises.abs()) + 2 * rows.bias_rounding
         proven &= lifted or slack >= move * float(torch.linalg.vector_norm(rises)) + rounded
     away = _residual(rows, number, others, weights)
@@ -213,7 +215,8 @@ def _judged(
 
 
 def _residual(rows: Rows, number: int, others: torch.Tensor, weights: torch.Tensor) -> float:
-    """Bound the norm of ``sum a_i (w_i - w_k)``."""
+    """Bound the norm of ``sum a_i (w_i - w_k)``, the weights brought to a sum of 1."""
+    weights = weights / weights.sum()
     differences = rows.rows(others) - rows.rows(torch.tensor([number]))
     rounding = (len(weights) + 16) * UNIT64 * (differences.abs().T @ weights)
     mean = differences.T @ weights

@@ -17,8 +17,9 @@ class TokenStatus(enum.IntEnum):
 
     ARGMAXABLE: some input gives it the largest logit; the witness is such an input. UNARGMAXABLE:
     none does, by the weights. NEAR: neither was found, and the weights show that a lead would be
-    tiny, for a mean row is within 1e-6 of the largest norm of a row. TIE: another token has the same row and bias, so it
-    is at best equal; the witness makes its group the largest. UNDECIDED: not found out.
+    tiny, for a mean row is within 1e-6 of the largest norm of a row. TIE: another token has the
+    same row and bias, so it is at best equal; the witness makes its group the largest. UNDECIDED:
+    not found out.
     """
 
     UNDECIDED = 0
@@ -58,9 +59,9 @@ class TokenVerdict:
     witness
         float32 or float64 [d], or None.
     weights
-        Of tokens whose weighted mean row is this token's, with a mean bias that is not lower (within
-        a radius: so near that the bias makes up for the rest): positive, up to a factor; None if
-        there are none.
+        Of tokens whose weighted mean row is this token's, with a mean bias that is not lower
+        (within a radius: so near that the bias makes up for the rest): positive, up to a factor;
+        None if there are none.
     blocked_by
         At most five tokens with the largest weights.
     twin_of

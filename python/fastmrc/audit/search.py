@@ -62,8 +62,9 @@ def find_unargmaxable(
     tokens i. Demeter, Kimmel and Downey, "Stolen Probability", 2020; Grivas, Bogoychev and Lopez,
     "Low-Rank Softmax Can Have Unargmaxable Classes in Theory but Rarely in Practice", 2022.
 
-    Every verdict but UNDECIDED comes with what proves it, beyond bounds of all rounding. Stages: equal rows; the product of all whitened rows; reflections; Newton steps on a
-    working set; linear programmes, if highspy is installed (extra ``audit``).
+    Every verdict but UNDECIDED comes with what proves it, beyond bounds of all rounding. Stages:
+    equal rows; the product of all whitened rows; reflections; Newton steps on a working set; linear
+    programmes, if highspy is installed (extra ``audit``).
 
     Parameters
     ----------

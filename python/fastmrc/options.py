@@ -11,6 +11,7 @@ from fastmrc.errors import InputError
 
 __all__ = [
     "NUCLEUS_SLACK",
+    "AuditMethod",
     "Combine",
     "Decoding",
     "Finish",
@@ -30,6 +31,7 @@ Vote = Literal["original", "mean", "max", "product", "weighted"]
 Finish = Literal["original", "pool"]
 Combine = Literal["step", "answer"]
 Decoding = Literal["greedy", "exact"]
+AuditMethod = Literal["auto", "frank-wolfe", "reflection", "lp"]
 
 NUCLEUS_SLACK = 1e-5
 """By how little a nucleus may miss `SamplingOptions.top_p`: more than the error of native sums."""

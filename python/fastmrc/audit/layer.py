@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError
+from fastmrc.pretrained import weight_files
 
 __all__ = ["Floats", "OutputLayer", "fold_layer_norm", "load_layer", "make_layer", "norm_plane"]
 
@@ -287,8 +288,10 @@ class _Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
-    def names(self) -> list[str]:
-        return sorted(self.files)
+    def shown(self) -> str:
+        """Return the first names, for messages."""
+        names = sorted(self.files)
+        return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" or "no tensor"
 
     def read(self, name: str) -> Any:
         path = self.files[name]
@@ -339,7 +342,7 @@ def _open(path: Path) -> _Tensors:
         except Exception as error:  # as above
             raise InputError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     if path.is_dir():
-        files = _files_of_model(path)
+        files = [path / name for name in weight_files(path, str(path))]
     elif path.is_file():
         files = [path]
     else:
@@ -357,23 +360,15 @@ def _open(path: Path) -> _Tensors:
     return _Tensors(names)
 
 
-def _files_of_model(directory: Path) -> list[Path]:
-    from fastmrc.pretrained import weight_files
-
-    return [directory / name for name in weight_files(directory, str(directory))]
-
-
 def _choose(wanted: str | None, tensors: _Tensors, path: StrPath) -> str:
     if wanted is not None:
         return _require_name(wanted, tensors, "weight", path)
-    names = tensors.names()
     found = [name for name in ("weight", *_WEIGHTS) if name in tensors]
-    if found or len(names) == 1:
-        return (found or names)[0]
-    shown = f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" or "no tensor"
+    if found or len(tensors.files) == 1:
+        return (found or list(tensors.files))[0]
     raise InputError(
         f"{path}: expected an output layer under a usual name, or named as the weight; it holds "
-        f"{shown}"
+        f"{tensors.shown()}"
     )
 
 
@@ -391,8 +386,4 @@ def _choose_bias(
 def _require_name(name: str, tensors: _Tensors, role: str, path: StrPath) -> str:
     if name in tensors:
         return name
-    names = tensors.names()
-    raise InputError(
-        f"{role}: '{path}' holds no {name!r}, but {', '.join(names[:12])}"
-        f"{', ...' if len(names) > 12 else ''}"
-    )
+    raise InputError(f"{role}: '{path}' holds no {name!r}, but {tensors.shown()}")

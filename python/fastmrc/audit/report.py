@@ -200,7 +200,6 @@ class AuditReport:
             "method": self.method,
             "version": __version__,
         }
-        arrays = self.results.arrays()
         part = Path(path).with_name(f"{Path(path).name}.part")
         width = self.layer.weight.shape[1]
         try:
@@ -209,8 +208,8 @@ class AuditReport:
                 _write(file, "ids", self.ids)
                 _write(file, "status", status)
                 _write(file, "judge", self.judge[self.ids])
-                for name in ("weight_tokens", "weight_begin", "weight_others", "weight_values"):
-                    _write(file, name, arrays[name])
+                for name, array in self.results.weight_arrays().items():
+                    _write(file, name, array)
                 _write(file, "witness_tokens", narrow)
                 _write_blocks(file, "witnesses", (len(narrow), width), self._witnesses(narrow))
                 _write(file, "wide_tokens", np.array(wide, np.int64))

@@ -82,15 +82,20 @@ class Results:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all as arrays."""
+        plain = {name: getattr(self, name) for name in _ARRAYS}
+        witnesses = {f"witness_{token}": witness for token, witness in self.witnesses.items()}
+        return plain | self.weight_arrays() | witnesses
+
+    def weight_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the weights of all tokens as arrays."""
         begins = np.cumsum([0, *(len(tokens) for tokens, _ in self.weights.values())])
         pairs = list(self.weights.values())
         return {
-            **{name: getattr(self, name) for name in _ARRAYS},
             "weight_tokens": np.array(list(self.weights), np.int64),
             "weight_begin": begins.astype(np.int64),
             "weight_others": np.concatenate([np.empty(0, np.int64), *(t for t, _ in pairs)]),
             "weight_values": np.concatenate([np.empty(0), *(v for _, v in pairs)]),
-        } | {f"witness_{token}": witness for token, witness in self.witnesses.items()}
+        }
 
     def fill(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over what `arrays` returned."""

@@ -111,9 +111,16 @@ class Rows:
                 self.bias_scale = _scale_to_one(float(bias.abs().max()))
                 self.bias = bias * self.bias_scale
                 self.unit = self.weight_scale / self.bias_scale
-        self.centre = torch.stack([p.sum(dim=0) for _, p in self.parts()]).sum(dim=0) / len(self)
-        self.largest_norm = max(_longest(part) for _, part in self.parts())
-        self.moving = self._moving_columns()
+        first, total = self.rows(slice(0, 1)), torch.zeros(self.width, dtype=torch.float64)
+        # Of a layer that is off by rounding every column may differ.
+        moving = torch.full((self.width,), layer.rounding != (0.0, 0.0))
+        self.largest_norm = 0.0
+        for _, part in self.parts():
+            total += part.sum(dim=0)
+            moving |= (part != first).any(dim=0)
+            self.largest_norm = max(self.largest_norm, _longest(part))
+        self.centre = total / len(self)
+        self.moving = moving.nonzero()[:, 0]
         self.basis = self._whitening()
         self.white = torch.empty(len(self), self.rank, device=device, dtype=torch.float32)
         self.white_norm = self.reach = 0.0
@@ -195,14 +202,6 @@ class Rows:
         given = 8 * (self.row_rounding * norms + self.bias_rounding)
         error: torch.Tensor = products + given + _LEAST
         return error
-
-    def _moving_columns(self) -> torch.Tensor:
-        first = self.rows(slice(0, 1))
-        # Of a layer that is off by rounding every column may differ.
-        moving = torch.full((self.width,), self.layer.rounding != (0.0, 0.0))
-        for _, part in self.parts():
-            moving |= (part != first).any(dim=0)
-        return moving.nonzero()[:, 0]
 
     def _whitening(self) -> torch.Tensor:
         """Return the axes of the covariance, to the power -1/4 of its eigenvalues.

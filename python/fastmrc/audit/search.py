@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,12 +26,10 @@ from fastmrc.audit.weights import Weights, best_proof, bounded_proof
 from fastmrc.audit.witnesses import BestOthers, lead_errors, reflect
 from fastmrc.data import StrPath
 from fastmrc.errors import InputError
+from fastmrc.options import AuditMethod
 from fastmrc.pretrained import resolve_device
 
-__all__ = ["METHODS", "Method", "find_unargmaxable"]
-
-Method = Literal["auto", "frank-wolfe", "reflection", "lp"]
-METHODS: tuple[Method, ...] = get_args(Method)
+__all__ = ["find_unargmaxable"]
 
 # Reflections before what is left is solved one by one, and those of the published search.
 _REFLECTIONS, _PATIENCE = 20, 2500
@@ -51,7 +49,7 @@ def find_unargmaxable(
     radius: float | None = None,
     device: str | None = None,
     *,
-    method: Method = "auto",
+    method: AuditMethod = "auto",
     time_limit: float | None = None,
     state: StrPath | None = None,
     progress: bool = False,
@@ -114,8 +112,9 @@ def find_unargmaxable(
     radius = layer.sphere if radius is None else radius
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"time_limit: expected seconds above 0, got {time_limit}")
-    if method not in METHODS:
-        raise InputError(f"method: expected {', '.join(METHODS)}, got {method!r}")
+    methods = get_args(AuditMethod)
+    if method not in methods:
+        raise InputError(f"method: expected {', '.join(methods)}, got {method!r}")
     if method == "lp" and not has_highs():
         raise InputError("method: 'lp' needs highspy: pip install 'fastmrc[audit]'")
     if method in ("lp", "reflection") and radius is not None:
@@ -161,7 +160,7 @@ class _Audit:
         layer: OutputLayer,
         asked: NDArray[np.int64],
         radius: float | None,
-        method: Method,
+        method: AuditMethod,
         device: torch.device,
         progress: bool,
     ) -> None:
@@ -192,8 +191,7 @@ class _Audit:
         return time.monotonic() < self.deadline
 
     def run(self, path: StrPath | None) -> AuditReport:
-        settings = [self.layer.digest(), self.asked.tolist(), self.asked_radius, self.method]
-        self.state = AuditState(path, "" if path is None else json.dumps(settings))
+        self.state = AuditState(path, "" if path is None else self._key())
         loaded = self.state.load(self.results)
         self.kept = {name: loaded[name] for name in ("best", "done") if name in loaded}
         try:
@@ -215,6 +213,10 @@ class _Audit:
             self.rows.basis.numpy(),
             self.go_on() or not undecided.any(),
         )
+
+    def _key(self) -> str:
+        asked = self.asked.tolist()
+        return json.dumps([self.layer.digest(), asked, self.asked_radius, self.method])
 
     def _stages(self) -> None:
         if len(self.rows) == 1:

@@ -332,22 +332,21 @@ class _Checker:
             points = given * np.array([_power(point) for point in given])[:, None]
         own = np.einsum("nd,nd->n", self._rows(tokens), points)
         best = np.full(len(tokens), -np.inf)
-        shared = self.sizes[self.group[tokens]] > 1
+        shared = np.flatnonzero(self.sizes[self.group[tokens]] > 1)
         for start in range(0, len(self.weight), _BLOCK):
             part = self._rows(slice(start, start + _BLOCK))
             scores = points @ part.T
             if self.bias is not None:
                 rises = self.bias[start : start + _BLOCK] - self.bias[tokens][:, None]
                 scores += rises + 4 * _U * np.abs(rises)  # and what rounding may have taken
-            for i, token in enumerate(tokens.tolist()):
-                if start <= token < start + len(part):
-                    scores[i, token - start] = -np.inf
-                if shared[i]:
-                    # Of equal rows the bias alone decides, exactly; equal ones are for TIE.
-                    same = self.group[start : start + _BLOCK] == self.group[token]
-                    if self.bias is not None:
-                        same &= self.bias[start : start + _BLOCK] <= self.bias[token]
-                    scores[i, same] = -np.inf
+            here = np.flatnonzero((tokens >= start) & (tokens < start + len(part)))
+            scores[here, tokens[here] - start] = -np.inf
+            for i in shared:
+                # Of equal rows the bias alone decides, exactly; equal ones are for TIE.
+                same = self.group[start : start + _BLOCK] == self.group[tokens[i]]
+                if self.bias is not None:
+                    same &= self.bias[start : start + _BLOCK] <= self.bias[tokens[i]]
+                scores[i, same] = -np.inf
             best = np.maximum(best, scores.max(axis=1))
         lengths = np.linalg.norm(points, axis=1)
         rounding = 2 * (points.shape[1] + 2) * _U * lengths * self.largest

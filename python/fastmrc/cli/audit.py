@@ -6,17 +6,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fastmrc.cli import common
 from fastmrc.errors import InputError
+from fastmrc.options import AuditMethod
 
 if TYPE_CHECKING:
     from fastmrc.audit import AuditReport, OutputLayer
 
 __all__ = ["add_parser", "run"]
 
-_EXIT_REJECTED, _EXIT_UNDECIDED = 1, 3
+_EXIT_REJECTED = 1
 # Options that say nothing to `verify`.
 _ONLY_AUDIT = (
     "norm",
@@ -32,7 +33,6 @@ _ONLY_AUDIT = (
 )
 # Tokens of a status that are listed at most, without --json.
 _LISTED = 20
-_METHODS = ("auto", "frank-wolfe", "reflection", "lp")
 
 
 def add_parser(subparsers: common.SubParsers) -> None:
@@ -79,7 +79,7 @@ def add_parser(subparsers: common.SubParsers) -> None:
         metavar="R",
         help="largest norm of inputs (default: any; --norm sets the square root of the width)",
     )
-    search.add_argument("--method", choices=_METHODS, help="default: auto")
+    search.add_argument("--method", choices=get_args(AuditMethod), help="default: auto")
     search.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help="leave tokens undecided then"
     )
@@ -255,6 +255,7 @@ def _verify(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from fastmrc.audit import read_settings, verify_certificates
+    from fastmrc.audit.report import EXIT_UNDECIDED
 
     if len(args.target) != 3:
         raise InputError("verify: expected OUT.npz and MODEL (see `fastmrc audit --help`)")
@@ -296,7 +297,7 @@ def _verify(args: argparse.Namespace) -> int:
             print(f"{token:>12} {reason}")
     if found.rejected:
         return _EXIT_REJECTED
-    return _EXIT_UNDECIDED if found.undecided else 0
+    return EXIT_UNDECIDED if found.undecided else 0
 
 
 def _layer_of(args: argparse.Namespace, path: str, settings: dict[str, Any]) -> OutputLayer:

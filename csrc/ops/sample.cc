@@ -12,9 +12,6 @@ namespace {
 
 // Tokens whose weights are added up before it is known which of them is drawn.
 constexpr int64_t kChunk = 1024;
-// By how little a nucleus may miss its share: more than the error of the sums, so that rounding
-// does not decide where shares are equal.
-constexpr double kNucleusSlack = 1e-5;
 // Among so many of the likeliest tokens the nucleus is looked for first.
 constexpr int64_t kSmallNucleus = 64;
 
@@ -260,20 +257,6 @@ int32_t Distribution::token_in_chunk(size_t chunk, double target) const {
   return last;
 }
 
-void check_step(const SampleStep& step) {
-  if (step.top_k < 0) {
-    throw std::invalid_argument("top_k: expected at least 1, got " + std::to_string(step.top_k));
-  }
-  if (!(step.top_p > 0 && step.top_p <= 1)) {
-    throw std::invalid_argument("top_p: expected a share above 0 and at most 1, got " +
-                                std::to_string(step.top_p));
-  }
-  if (!(step.temperature > 0) || std::isinf(step.temperature)) {
-    throw std::invalid_argument("temperature: expected a finite number above 0, got " +
-                                std::to_string(step.temperature));
-  }
-}
-
 // Draws by row: those of row i are order[first[i], first[i + 1]).
 void group_draws(const SampleStep& step, SampleWorkspace& space) {
   const auto rows = static_cast<size_t>(step.logits.rows);
@@ -290,8 +273,22 @@ void group_draws(const SampleStep& step, SampleWorkspace& space) {
 
 }  // namespace
 
+void check_truncation(int32_t top_k, double top_p, double temperature) {
+  if (top_k < 0) {
+    throw std::invalid_argument("top_k: expected at least 1, got " + std::to_string(top_k));
+  }
+  if (!(top_p > 0 && top_p <= 1)) {
+    throw std::invalid_argument("top_p: expected a share above 0 and at most 1, got " +
+                                std::to_string(top_p));
+  }
+  if (!(temperature > 0) || std::isinf(temperature)) {
+    throw std::invalid_argument("temperature: expected a finite number above 0, got " +
+                                std::to_string(temperature));
+  }
+}
+
 void sample(const SampleStep& step, SampleWorkspace& space, int32_t* tokens, double* log_probs) {
-  check_step(step);
+  check_truncation(step.top_k, step.top_p, step.temperature);
   group_draws(step, space);
   parallel_for_work(2 * step.logits.rows * step.logits.cols, step.logits.rows, [&](int64_t i) {
     thread_local Distribution distribution;

@@ -33,6 +33,8 @@ void check_stats(const RowStats& stats, int64_t row, const char* name);
 // vocabulary size and none is the end token.
 void check_allowed(const int32_t* begin, const int32_t* end, int64_t vocabulary_size,
                    int32_t end_id);
+// Throws std::invalid_argument unless these may be those of a SampleStep.
+void check_truncation(int32_t top_k, double top_p, double temperature);
 
 // The k largest entries of each row, falling, equal values by rising id; values and ids:
 // [rows.rows, k]. Entries of -inf do not count: what is missing is padded with -inf and -1.
@@ -121,11 +123,15 @@ struct AttentionSum {
 void attention_sum(const AttentionSum& input, int64_t k, int32_t* words, double* probs,
                    int32_t* first);
 
+// By how little a nucleus may miss its share: more than the error of the sums, so that rounding
+// does not decide where shares are equal.
+constexpr double kNucleusSlack = 1e-5;
+
 // Draws from rows of logits. The tokens that may be drawn are those that the constraint allows,
 // `end_id` among them where the state is final and allow_end is set (without a constraint: every
 // token, the end if it is allowed); of these the top_k likeliest (of equal logits the lower token),
 // of these the fewest likeliest whose share of the weights exp(logit / temperature) reaches top_p
-// (or misses it by 1e-5 at most).
+// (or misses it by kNucleusSlack at most).
 // A draw takes the first token, by rising token, at which the running sum of the weights exceeds
 // uniform(seed, stream, position) times their total.
 struct SampleStep {

@@ -1,5 +1,7 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -100,6 +102,33 @@ py::array_t<bool> is_final(const PyAutomaton& self, py::handle states) {
   return result;
 }
 
+// The arrays of automata laid end to end, for a device: edge_begin, edge_token, edge_target,
+// final_flags, first_state, first_edge (csrc/cuda/automata.h).
+py::tuple pack_automata(const std::vector<const PyAutomaton*>& automata) {
+  std::vector<int64_t> first_state = {0}, first_edge = {0};
+  for (const PyAutomaton* own : automata) {
+    if (own == nullptr) throw py::type_error("automata: expected automata, got None");
+    first_state.push_back(first_state.back() + own->automaton().num_states());
+    first_edge.push_back(first_edge.back() + own->automaton().num_edges());
+  }
+  const auto count = static_cast<int64_t>(automata.size());
+  py::array_t<int32_t> begin(first_state.back() + count), token(first_edge.back()),
+      target(first_edge.back());
+  py::array_t<uint8_t> flags(first_state.back());
+  int32_t* begin_to = begin.mutable_data();
+  for (size_t i = 0; i < automata.size(); ++i) {
+    const Automaton& own = automata[i]->automaton();
+    begin_to = std::copy(own.edge_begin().begin(), own.edge_begin().end(), begin_to);
+    std::copy(own.edge_token().begin(), own.edge_token().end(),
+              token.mutable_data() + first_edge[i]);
+    std::copy(own.edge_target().begin(), own.edge_target().end(),
+              target.mutable_data() + first_edge[i]);
+    std::copy(own.final_flags().begin(), own.final_flags().end(),
+              flags.mutable_data() + first_state[i]);
+  }
+  return py::make_tuple(begin, token, target, flags, to_array(first_state), to_array(first_edge));
+}
+
 }  // namespace
 
 std::vector<const Automaton*> automata_of(const std::vector<const PyAutomaton*>& constraints) {
@@ -131,6 +160,7 @@ void register_automata(py::module_& module) {
           py::arg("span"));
   py::class_<PyTrie, PyAutomaton>(module, "Trie")
       .def(py::init(&build<PyTrie>), py::arg("tokens"), py::arg("offsets"));
+  module.def("pack_automata", &pack_automata, py::arg("automata"));
   module.def(
       "find_occurrences",
       [](py::handle tokens, py::handle offsets, py::handle span) {

@@ -12,12 +12,6 @@
 namespace fastmrc::bindings {
 namespace {
 
-Finish parse_finish(const std::string& name) {
-  if (name == "original") return Finish::kOriginal;
-  if (name == "pool") return Finish::kPool;
-  throw py::value_error("finish: expected original or pool, got " + name);
-}
-
 std::unique_ptr<BeamSearch> make_search(py::handle tokens, py::handle passage_offsets,
                                         py::handle question_offsets, int32_t vocabulary_size,
                                         int32_t end_id, int32_t beam_size, int32_t min_tokens,

@@ -357,15 +357,6 @@ py::tuple bind_attention_sum(py::handle logits, py::handle word_ids, int64_t k, 
 
 }  // namespace
 
-Vote parse_vote(const std::string& name) {
-  if (name == "original") return Vote::kOriginal;
-  if (name == "mean") return Vote::kMean;
-  if (name == "max") return Vote::kMax;
-  if (name == "product") return Vote::kProduct;
-  if (name == "weighted") return Vote::kWeighted;
-  throw py::value_error("vote: expected original, mean, max, product or weighted, got " + name);
-}
-
 void register_ops(py::module_& module) {
   module.def("topk", &bind_topk<topk>, py::arg("x"), py::arg("k"));
   module.def("log_softmax_topk", &bind_topk<log_softmax_topk>, py::arg("x"), py::arg("k"));

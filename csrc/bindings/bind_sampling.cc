@@ -39,6 +39,24 @@ py::list sequences(const SequenceSampler& self, int32_t prompt) {
   return result;
 }
 
+// Of the next step: row and stream of each draw, prompt and state of each row.
+py::tuple draws(SequenceSampler& self) {
+  const SequenceSampler::Draws next = self.prepare_draws();
+  return py::make_tuple(to_array(next.row_of), to_array(next.streams), to_array(next.row_prompt),
+                        to_array(next.states));
+}
+
+void take(SequenceSampler& self, const py::array_t<int32_t, py::array::c_style>& tokens,
+          const py::array_t<double, py::array::c_style>& log_probs) {
+  const auto expected = static_cast<py::ssize_t>(self.prepare_draws().row_of.size());
+  if (tokens.size() != expected || log_probs.size() != expected) {
+    throw py::value_error("tokens, log_probs: expected " + std::to_string(expected) +
+                          " entries, got " + std::to_string(tokens.size()) + " and " +
+                          std::to_string(log_probs.size()));
+  }
+  self.take(tokens.data(), log_probs.data());
+}
+
 void check_rows(const char* name, int64_t got, int64_t rows) {
   if (got == rows) return;
   throw py::value_error(std::string(name) + ": expected one per row, " + std::to_string(rows) +
@@ -115,6 +133,8 @@ void register_sampling(py::module_& module) {
            py::arg("min_ends"), py::arg("constraints"),
            py::keep_alive<1, 13>())  // the constraints outlive the sampler
       .def("step", &step_search<SequenceSampler>, py::arg("logits"))
+      .def("draws", &draws)
+      .def("take", &take, py::arg("tokens"), py::arg("log_probs"))
       .def_property_readonly("done", &SequenceSampler::done)
       .def_property_readonly("steps", &SequenceSampler::steps)
       .def_property_readonly("request", &SequenceSampler::request,

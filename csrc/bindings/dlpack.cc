@@ -39,21 +39,21 @@ struct DLManagedTensorVersioned {
   DLTensor dl_tensor;
 };
 
-constexpr int32_t kDLCPU = 1;
-enum TypeCode { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
-
 std::string type_name(py::handle object) {
   return py::cast<std::string>(py::type::of(object).attr("__name__"));
 }
 
-// Version 1 is asked for because only it can say "read-only"; older producers know no versions.
-py::object call_dlpack(const py::object& object) {
+// Version 1 is asked for because only it can say "read-only"; older producers know no versions. A
+// stream of -1: the producer does not wait, as the work is enqueued on the stream it uses itself.
+py::object call_dlpack(const py::object& object, DeviceType device) {
+  py::dict arguments;
+  if (device == DeviceType::kCuda) arguments["stream"] = -1;
   try {
-    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+    return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0), **arguments);
   } catch (const py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;
   }
-  return object.attr("__dlpack__")();
+  return object.attr("__dlpack__")(**arguments);
 }
 
 // A tensor that requires gradients refuses to be exported; its data is all that is read here.
@@ -62,36 +62,45 @@ bool requires_grad(const py::object& object) {
   return py::isinstance<py::bool_>(flag) && flag.cast<bool>();
 }
 
-void require_cpu(const std::string& name, int type, int id) {
-  if (type == kDLCPU) return;
-  const std::string device =
-      type == 2 ? "cuda:" + std::to_string(id) : "DLPack type " + std::to_string(type);
-  throw py::value_error(name + ": expected a tensor on the CPU, got device " + device);
+std::string device_name(int type, int id) {
+  if (type == static_cast<int>(DeviceType::kCpu)) return "cpu";
+  if (type == static_cast<int>(DeviceType::kCuda)) return "cuda:" + std::to_string(id);
+  return "DLPack type " + std::to_string(type);
+}
+
+std::string expected_place(const std::string& name, DeviceType device) {
+  return name + ": expected a tensor on " +
+         (device == DeviceType::kCpu ? "the CPU" : "a CUDA device");
+}
+
+void require_device(const std::string& name, int type, int id, DeviceType device) {
+  if (type == static_cast<int>(device)) return;
+  throw py::value_error(expected_place(name, device) + ", got device " + device_name(type, id));
 }
 
 // Why the object cannot be exported, if it is for its device.
-void check_device(const py::object& object, const std::string& name) {
+void check_device(const py::object& object, const std::string& name, DeviceType expected) {
   if (!py::hasattr(object, "__dlpack_device__")) return;
   std::pair<int, int> device;
   try {
     device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   } catch (const py::error_already_set& error) {  // torch: a device that DLPack does not know
-    throw py::value_error(name + ": expected a tensor on the CPU, got " + type_name(object) + " (" +
+    throw py::value_error(expected_place(name, expected) + ", got " + type_name(object) + " (" +
                           std::string(py::str(error.value())) + ")");
   }
-  require_cpu(name, device.first, device.second);
+  require_device(name, device.first, device.second, expected);
 }
 
-py::object export_capsule(const py::object& object, const std::string& name) {
+py::object export_capsule(const py::object& object, const std::string& name, DeviceType device) {
   try {
     try {
-      return call_dlpack(object);
+      return call_dlpack(object, device);
     } catch (const py::error_already_set&) {
       if (!requires_grad(object)) throw;
     }
-    return call_dlpack(object.attr("detach")());
+    return call_dlpack(object.attr("detach")(), device);
   } catch (const py::error_already_set& error) {
-    check_device(object, name);
+    check_device(object, name, device);
     throw py::type_error(name + ": expected a tensor that DLPack can export, got " +
                          type_name(object) + " (" + std::string(py::str(error.value())) + ")");
   }
@@ -119,7 +128,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 }  // namespace
 
-Tensor::Tensor(py::handle object, const char* name) : name_(name) {
+Tensor::Tensor(py::handle object, const char* name, DeviceType device) : name_(name) {
   if (!py::hasattr(object, "__dlpack__")) {
     throw py::type_error(name_ +
                          ": expected a NumPy array, torch tensor or other DLPack object, "
@@ -127,9 +136,10 @@ Tensor::Tensor(py::handle object, const char* name) : name_(name) {
                          type_name(object));
   }
   // All is tried first and explained after: the door is passed for every tensor of every call.
-  capsule_ = export_capsule(py::reinterpret_borrow<py::object>(object), name_);
+  capsule_ = export_capsule(py::reinterpret_borrow<py::object>(object), name_, device);
   const DLTensor& tensor = tensor_of(capsule_, name_);
-  require_cpu(name_, tensor.device.device_type, tensor.device.device_id);
+  require_device(name_, tensor.device.device_type, tensor.device.device_id, device);
+  device_id_ = tensor.device.device_id;
   if (tensor.dtype.lanes != 1) throw py::type_error(name_ + ": expected scalar elements");
   data_ = static_cast<const unsigned char*>(tensor.data) + tensor.byte_offset;
   code_ = tensor.dtype.code;
@@ -200,6 +210,26 @@ void Tensor::check_vector(const char* dtype, int code, int bits, int64_t* size) 
                           std::to_string(strides_[0]));
   }
   *size = shape_[0];
+}
+
+void* Tensor::contiguous(int code, int bits, int64_t count) const {
+  const bool bytes = bits == 8 && bits_ == 8 && (code_ == kBool || code_ == kUInt);
+  if (!bytes && (code_ != code || bits_ != bits)) {
+    throw py::type_error(name_ + ": expected DLPack type " + std::to_string(code) + " of " +
+                         std::to_string(bits) + " bits, got " + dtype_name());
+  }
+  int64_t items = 1;
+  bool dense = true;
+  for (size_t i = shape_.size(); i-- > 0;) {
+    dense = dense && (shape_[i] == 1 || strides_[i] == items);
+    items *= shape_[i];
+  }
+  if (!dense && items > 0) throw py::value_error(name_ + ": expected a contiguous tensor");
+  if (items != count) {
+    throw py::value_error(name_ + ": expected " + std::to_string(count) + " items, got shape " +
+                          shape_text(shape_));
+  }
+  return const_cast<void*>(data_);
 }
 
 const int32_t* Tensor::int32_vector(int64_t* size) const {

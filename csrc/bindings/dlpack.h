@@ -14,11 +14,17 @@ namespace fastmrc::bindings {
 
 namespace py = pybind11;
 
-// A tensor on the CPU, alive as long as this object. Destroy with the GIL held.
+// Type codes of DLPack.
+enum TypeCode { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
+
+// Where a tensor must be, in the numbers of DLPack.
+enum class DeviceType : int32_t { kCpu = 1, kCuda = 2 };
+
+// A tensor on the CPU or a CUDA device, alive as long as this object. Destroy with the GIL held.
 class Tensor {
  public:
   // Throws TypeError or ValueError that name the argument.
-  Tensor(py::handle object, const char* name);
+  Tensor(py::handle object, const char* name, DeviceType device = DeviceType::kCpu);
   ~Tensor();
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
@@ -31,6 +37,11 @@ class Tensor {
   const int64_t* int64_vector(int64_t* size) const;
   const float* float32_vector(int64_t* size) const;
   const uint8_t* uint8_vector(int64_t* size) const;
+  // The data of a contiguous tensor of `count` items of this type (a DLPack code and bits; bool and
+  // uint8 pass for each other), whatever its shape.
+  void* contiguous(int code, int bits, int64_t count) const;
+
+  int device_id() const { return device_id_; }
 
  private:
   void check_vector(const char* dtype, int code, int bits, int64_t* size) const;
@@ -39,6 +50,7 @@ class Tensor {
   std::string name_;
   py::object capsule_;  // owns the tensor: it was not consumed, so its destructor frees it
   const void* data_ = nullptr;
+  int device_id_ = 0;
   int code_ = 0;
   int bits_ = 0;
   std::vector<int64_t> shape_;

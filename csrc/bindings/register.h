@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "fastmrc/automaton.h"
+#include "fastmrc/beam_search.h"
 
 namespace fastmrc::bindings {
 
@@ -21,6 +22,7 @@ class PyAutomaton {
 std::vector<const Automaton*> automata_of(const std::vector<const PyAutomaton*>& constraints);
 
 Vote parse_vote(const std::string& name);
+Finish parse_finish(const std::string& name);
 
 void register_automata(pybind11::module_& module);
 void register_ops(pybind11::module_& module);

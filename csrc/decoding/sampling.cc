@@ -50,17 +50,32 @@ void SequenceSampler::step(const Rows& logits) {
   if (done()) throw std::invalid_argument("step: the sampling is done");
   check_shape(logits, static_cast<int64_t>(row_prompt_.size()), options_.vocabulary_size);
   draw(logits);
+  go_on();
+}
+
+void SequenceSampler::go_on() {
   finish();
   extend();
   ++step_;
   prepare_request();
 }
 
-void SequenceSampler::draw(const Rows& logits) {
+void SequenceSampler::take(const int32_t* tokens, const double* log_probs) {
+  for (size_t d = 0; d < live_.size(); ++d) {
+    if (tokens[d] >= -1 && tokens[d] < options_.vocabulary_size) continue;
+    throw std::invalid_argument("tokens: expected -1 or tokens below " +
+                                std::to_string(options_.vocabulary_size) + ", got " +
+                                std::to_string(tokens[d]));
+  }
+  tokens_.assign(tokens, tokens + live_.size());
+  log_probs_.assign(log_probs, log_probs + live_.size());
+  go_on();
+}
+
+SequenceSampler::Draws SequenceSampler::prepare_draws() {
   const size_t rows = row_prompt_.size(), draws = live_.size();
   row_constraint_.resize(rows);
   for (size_t r = 0; r < rows; ++r) row_constraint_[r] = constraint_of(row_prompt_[r]);
-  allow_end_.assign(rows, step_ >= options_.min_tokens);
   row_of_.resize(draws);
   streams_.resize(draws);
   for (size_t d = 0; d < draws; ++d) {
@@ -68,6 +83,13 @@ void SequenceSampler::draw(const Rows& logits) {
     row_of_[d] = live_[d].row;
     streams_[d] = options_.first_stream + (i - first_of_[static_cast<size_t>(prompt_of_[i])]);
   }
+  return {row_of_, streams_, row_prompt_, row_state_};
+}
+
+void SequenceSampler::draw(const Rows& logits) {
+  prepare_draws();
+  const size_t rows = row_prompt_.size(), draws = live_.size();
+  allow_end_.assign(rows, step_ >= options_.min_tokens);
   positions_.assign(draws, static_cast<uint32_t>(step_));
   tokens_.resize(draws);
   log_probs_.resize(draws);

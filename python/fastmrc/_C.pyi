@@ -72,6 +72,16 @@ def sample(
     states: Any,
     allow_end: NDArray[np.uint8] | None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
+def pack_automata(
+    automata: Sequence[Automaton | None],
+) -> tuple[
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.uint8],
+    NDArray[np.int64],
+    NDArray[np.int64],
+]: ...
 def find_occurrences(tokens: Any, offsets: Any, span: Any) -> NDArray[np.int32]: ...
 
 class Automaton:
@@ -166,6 +176,10 @@ class SequenceSampler:
         constraints: Sequence[Automaton | None],
     ) -> None: ...
     def step(self, logits: Any) -> None: ...
+    def draws(
+        self,
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]: ...
+    def take(self, tokens: NDArray[np.int32], log_probs: NDArray[np.float64]) -> None: ...
     @property
     def done(self) -> bool: ...
     @property

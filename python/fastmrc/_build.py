@@ -6,6 +6,7 @@ import sys
 from typing import TypedDict
 
 from fastmrc import _C
+from fastmrc.cuda import runtime
 
 __all__ = ["BuildInfo", "__version__", "build_info", "get_num_threads", "set_num_threads"]
 
@@ -39,7 +40,7 @@ def build_info() -> BuildInfo:
         compiler=_C.compiler(),
         isa=_C.isa(),
         threads=get_num_threads(),
-        cuda=False,
+        cuda=runtime.kernels() is not None,
     )
 
 

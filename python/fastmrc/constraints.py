@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fastmrc import _C
+from fastmrc.cuda.runtime import on_device
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -67,10 +68,19 @@ def flatten_sequences(
 class Automaton:
     """Behaviour shared by ``SpanIndex`` and ``Trie``: a deterministic token automaton.
 
-    State 0 is the root, -1 the dead state. Immutable; may be used by several threads.
+    State 0 is the root, -1 the dead state. Immutable; may be used by several threads. States on a
+    GPU give results there, see `fastmrc.ops`.
     """
 
     _native: _C.Automaton
+
+    def _on_device_of(self, states: Any) -> Any:
+        """Return this automaton on the GPU of `states`; None if they are on the host."""
+        if not on_device(states):
+            return None
+        from fastmrc.cuda.automata import single_automaton
+
+        return single_automaton(self._native, states.device)
 
     def advance(self, states: ArrayLike, tokens: ArrayLike) -> NDArray[np.int32]:
         """Follow one token from each state.
@@ -85,6 +95,8 @@ class Automaton:
         numpy.ndarray
             int32 [n]; -1 where nothing follows.
         """
+        if (there := self._on_device_of(states)) is not None:
+            return cast("NDArray[np.int32]", there.advance(states, tokens))
         return self._native.advance(int_vector("states", states), int_vector("tokens", tokens))
 
     def allowed(self, states: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -96,10 +108,14 @@ class Automaton:
             int64 [n + 1] and int32; the tokens of state ``i``, ascending, are
             ``tokens[offsets[i] : offsets[i + 1]]``.
         """
+        if (there := self._on_device_of(states)) is not None:
+            return cast("tuple[NDArray[np.int64], NDArray[np.int32]]", there.allowed(states))
         return self._native.allowed(int_vector("states", states))
 
     def is_final(self, states: ArrayLike) -> NDArray[np.bool_]:
         """Tell whether a sequence may end in each state; bool [n]."""
+        if (there := self._on_device_of(states)) is not None:
+            return cast("NDArray[np.bool_]", there.is_final(states))
         return self._native.is_final(int_vector("states", states))
 
     @property

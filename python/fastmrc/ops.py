@@ -1,8 +1,13 @@
 """Batched kernels over rows of logits; NumPy arrays or torch tensors in, the same kind out.
 
-Every array enters through DLPack, is never modified and must be on the CPU; a row must be
-contiguous in memory, rows may be apart. Read-only arrays and tensors that require gradients are
-accepted. ``fastmrc.reference`` holds the same functions in plain NumPy.
+Every array enters through DLPack and is never modified; a row must be contiguous in memory, rows
+may be apart. Read-only arrays and tensors that require gradients are accepted.
+``fastmrc.reference`` holds the same functions in plain NumPy.
+
+Tensors on an NVIDIA GPU are worked on there, on torch's current stream, by the same contracts,
+where the package was built with ``FASTMRC_CUDA=ON``; the other arguments may then be on the host or
+the device, the results are on the device. Whether the input holds NaN only the device knows: each
+call waits for it unless it is made in `deferred_checks`.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import numpy as np
 from fastmrc import _C
 from fastmrc._build import follow_torch
 from fastmrc.constraints import Automaton, int_vector, native_automata
+from fastmrc.cuda.runtime import deferred_checks, on_device
 from fastmrc.options import Vote, require_truncation
 
 if TYPE_CHECKING:
@@ -26,6 +32,7 @@ __all__ = [
     "attention_sum",
     "beam_step",
     "best_spans",
+    "deferred_checks",
     "log_softmax_topk",
     "row_stats",
     "sample",
@@ -33,6 +40,12 @@ __all__ = [
     "slot_topk",
     "topk",
 ]
+
+
+def _cuda_ops() -> Any:
+    from fastmrc.cuda import ops
+
+    return ops
 
 
 def _like(x: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -70,6 +83,9 @@ def topk(x: Any, k: int) -> tuple[Any, Any]:
     TypeError
         If ``x`` is no array or has another dtype.
     """
+    if on_device(x):
+        found: tuple[Any, Any] = _cuda_ops().topk(x, k)
+        return found
     follow_torch()
     result = _like(x, _without_rows_axis(x, _C.topk(x, k)))
     return result[0], result[1]
@@ -77,6 +93,9 @@ def topk(x: Any, k: int) -> tuple[Any, Any]:
 
 def log_softmax_topk(x: Any, k: int) -> tuple[Any, Any]:
     """Return the ``k`` largest entries of the log-softmax of each row; contract of ``topk``."""
+    if on_device(x):
+        found: tuple[Any, Any] = _cuda_ops().log_softmax_topk(x, k)
+        return found
     follow_torch()
     result = _like(x, _without_rows_axis(x, _C.log_softmax_topk(x, k)))
     return result[0], result[1]
@@ -101,6 +120,9 @@ def row_stats(x: Any) -> tuple[Any, Any, Any]:
     ValueError
         If a row holds NaN or +inf, or for a wrong shape, stride or device.
     """
+    if on_device(x):
+        found: tuple[Any, Any, Any] = _cuda_ops().row_stats(x)
+        return found
     follow_torch()
     result = _like(x, _C.row_stats(x))
     if getattr(x, "ndim", 2) == 1:
@@ -164,12 +186,28 @@ def beam_step(
     TypeError
         For a wrong dtype.
     """
-    follow_torch()
-    score_values = _float_vector("scores", scores)
-    passage_counts, hypothesis_counts = _counts(passages, hypotheses, len(score_values))
+    number = len(_float_vector("scores", scores))
+    passage_counts, hypothesis_counts = _counts(passages, hypotheses, number)
     questions = len(passage_counts)
     if isinstance(allow_end, bool):
         allow_end = [allow_end] * questions
+    if on_device(logits):
+        found: tuple[Any, Any, Any] = _cuda_ops().beam_step(
+            logits,
+            _float_vector("scores", scores),
+            passages=passage_counts.tolist(),
+            hypotheses=hypothesis_counts.tolist(),
+            beam_size=beam_size,
+            end_id=end_id,
+            vote=vote,
+            weights=None if weights is None else _float_vector("weights", weights),
+            constraint=constraint,
+            states=None if states is None else _integers("states", states),
+            allow_end=list(allow_end),
+        )
+        return found
+    follow_torch()
+    score_values = _float_vector("scores", scores)
     result = _like(
         logits,
         _C.beam_step(
@@ -245,20 +283,37 @@ def sample(
     TypeError
         For a wrong dtype.
     """
-    follow_torch()
     require_truncation(top_k, top_p, temperature)
     if getattr(logits, "ndim", 2) != 2:
         raise ValueError(f"logits: expected 2 dimensions, got {logits.ndim}")
     rows = int(logits.shape[0]) if hasattr(logits, "shape") else 0
+    seed = _whole_number("seed", seed)
+    stream_values = None if streams is None else _per_row("streams", streams, rows, np.uint64)
+    at_start = type(positions) is int and positions == 0
+    position_values = None if at_start else _per_row("positions", positions, rows, np.uint32)
+    if on_device(logits):
+        found: tuple[Any, Any] = _cuda_ops().sample(
+            logits,
+            end_id=_number("end_id", end_id),
+            seed=seed,
+            streams=stream_values,
+            positions=position_values,
+            top_k=top_k or 0,
+            top_p=top_p,
+            temperature=temperature,
+            constraint=constraint,
+            states=None if states is None else _integers("states", states),
+            allow_end=None if allow_end is True else _flags("allow_end", allow_end, rows),
+        )
+        return found
+    follow_torch()
     result = _like(
         logits,
         _C.sample(
             logits,
-            _whole_number("seed", seed),
-            None if streams is None else _per_row("streams", streams, rows, np.uint64),
-            None
-            if type(positions) is int and positions == 0
-            else _per_row("positions", positions, rows, np.uint32),
+            seed,
+            stream_values,
+            position_values,
             top_k or 0,
             top_p,
             temperature,
@@ -315,8 +370,19 @@ def slot_argmax(
     TypeError
         For a wrong dtype.
     """
-    follow_torch()
     rows, passages, slots = _slot_rows(logits)
+    if on_device(logits):
+        tokens, lengths, scores = _cuda_ops().slots(
+            rows,
+            passages,
+            slots,
+            end_id=end_id,
+            min_tokens=min_tokens,
+            constraint=constraint,
+            k=0,
+        )
+        return tokens[:, 0], lengths[:, 0], scores[:, 0]
+    follow_torch()
     automata = native_automata("constraint", constraint, passages)
     tokens, lengths, scores = _C.slot_argmax(rows, slots, end_id, min_tokens, automata)
     result = _like(logits, (tokens[:, 0], lengths[:, 0], scores[:, 0]))
@@ -358,8 +424,21 @@ def slot_topk(
     ValueError, TypeError
         As for `slot_argmax`; all rows are read.
     """
-    follow_torch()
     rows, passages, slots = _slot_rows(logits)
+    if on_device(logits):
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}")
+        found: tuple[Any, Any, Any] = _cuda_ops().slots(
+            rows,
+            passages,
+            slots,
+            end_id=end_id,
+            min_tokens=min_tokens,
+            constraint=constraint,
+            k=k,
+        )
+        return found
+    follow_torch()
     automata = native_automata("constraint", constraint, passages)
     result = _like(logits, _C.slot_topk(rows, slots, end_id, min_tokens, automata, k))
     return result[0], result[1], result[2]
@@ -412,10 +491,15 @@ def best_spans(
     TypeError
         For a wrong dtype.
     """
-    follow_torch()
     if getattr(start, "ndim", 2) != 2:
         raise ValueError(f"start: expected 2 dimensions, got {start.ndim}")
     null = -1 if null_position is None else _number("null_position", null_position)
+    if on_device(start):
+        found: tuple[Any, Any, Any, Any] = _cuda_ops().best_spans(
+            start, end, k, max_length, mask=mask, null_position=null
+        )
+        return found
+    follow_torch()
     result = _like(start, _C.best_spans(start, end, k, max_length, _flat_mask(mask, start), null))
     return result[0], result[1], result[2], result[3]
 
@@ -457,9 +541,18 @@ def attention_sum(
     TypeError
         For a wrong dtype.
     """
-    follow_torch()
     if getattr(logits, "ndim", 2) != 2:
         raise ValueError(f"logits: expected 2 dimensions, got {logits.ndim}")
+    if on_device(logits):
+        found: tuple[Any, Any, Any] = _cuda_ops().attention_sum(
+            logits,
+            word_ids,
+            _number("k", k),
+            mask=mask,
+            lengths=None if lengths is None else _integers("lengths", lengths),
+        )
+        return found
+    follow_torch()
     ids = np.asarray(word_ids)
     if ids.shape != np.shape(logits):
         raise ValueError(f"word_ids: expected shape {np.shape(logits)}, got {ids.shape}")
@@ -557,7 +650,14 @@ def _flags(name: str, values: Any, rows: int) -> Any:
     return np.ascontiguousarray(array if array.ndim else np.full(rows, array)).astype(np.uint8)
 
 
-def _float_vector(name: str, values: ArrayLike) -> Any:
+def _integers(name: str, values: Any) -> Any:
+    """Return integers of a GPU as they are, others as a vector."""
+    return values if on_device(values) else int_vector(name, values)
+
+
+def _float_vector(name: str, values: Any) -> Any:
+    if on_device(values):
+        return values
     array = np.asarray(values)
     if array.dtype.kind not in "fiu" and array.size:
         raise TypeError(f"{name}: expected numbers, got {array.dtype}")

@@ -48,6 +48,18 @@ class SequenceSampler {
   // of another shape; the sampler cannot go on after that.
   void step(const Rows& logits);
 
+  // The same in two parts, for who draws elsewhere: what SampleStep takes of the next step beside
+  // the logits and the options, and what it has drawn. Throws std::invalid_argument for a token
+  // that is neither -1 nor in the vocabulary.
+  struct Draws {
+    const std::vector<int32_t>& row_of;      // [draws]
+    const std::vector<uint64_t>& streams;    // [draws]
+    const std::vector<int32_t>& row_prompt;  // [rows] whose constraint it is
+    const std::vector<int32_t>& states;      // [rows]
+  };
+  Draws prepare_draws();
+  void take(const int32_t* tokens, const double* log_probs);
+
   bool done() const { return request_.questions.empty() && step_ > 0; }
   int32_t steps() const { return step_; }
   const StepRequest& request() const { return request_; }
@@ -65,6 +77,7 @@ class SequenceSampler {
 
   void check_input() const;
   void draw(const Rows& logits);
+  void go_on();
   void finish();
   void extend();
   void prepare_request();

@@ -5,19 +5,29 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["MAX_BATCH_TOKENS", "by_length", "padded", "padded_inputs", "return_freed_memory"]
+__all__ = [
+    "MAX_BATCH_TOKENS",
+    "by_length",
+    "padded",
+    "padded_inputs",
+    "return_freed_memory",
+    "to_device",
+]
 
 # Padded tokens of one forward pass: enough to keep two to sixteen cores busy, little enough that
 # the activations of a BERT-base layer stay in tens of megabytes.
 MAX_BATCH_TOKENS = 4096
 
 
-def by_length(lengths: Sequence[int], most_rows: int | None = None) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], most_rows: int | None = None, most_tokens: int | None = None
+) -> Iterator[list[int]]:
     """Yield the indices of inputs of like length, longest first, batch by batch.
 
     Parameters
@@ -25,25 +35,37 @@ def by_length(lengths: Sequence[int], most_rows: int | None = None) -> Iterator[
     lengths
         Tokens of each input.
     most_rows
-        Largest number of inputs in a batch; None: as many as `MAX_BATCH_TOKENS` allows.
+        Largest number of inputs in a batch; None: as many as `most_tokens` allow.
+    most_tokens
+        Largest number of padded tokens in a batch of more than one input; None:
+        `MAX_BATCH_TOKENS`.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    most_tokens = MAX_BATCH_TOKENS if most_tokens is None else most_tokens
     begin = 0
     while begin < len(order):
-        size = max(1, MAX_BATCH_TOKENS // max(1, lengths[order[begin]]))
+        size = max(1, most_tokens // max(1, lengths[order[begin]]))
         if most_rows is not None:
             size = max(1, min(size, most_rows))
         yield order[begin : begin + size]
         begin += size
 
 
-def padded(rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device) -> torch.Tensor:
-    """Stack rows, filled up behind; int64 [rows, longest] and the further axes of a row."""
-    longest = max(len(row) for row in rows)
+def padded(
+    rows: Sequence[NDArray[np.int32]], padding: int, device: torch.device, width: int = 0
+) -> torch.Tensor:
+    """Stack rows, filled up behind; int64 [rows, longest] (or `width` if that is more) and the
+    further axes of a row."""
+    longest = max(width, *(len(row) for row in rows))
     array = np.full((len(rows), longest, *rows[0].shape[1:]), padding, dtype=np.int64)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
-    return torch.from_numpy(array).to(device)
+    return to_device(array, device)
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array; the host does not wait for what a GPU is doing."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def padded_inputs(
@@ -51,7 +73,7 @@ def padded_inputs(
 ) -> dict[str, torch.Tensor]:
     """Return ``input_ids`` and ``attention_mask`` of a model, int64 [rows, longest]."""
     tokens = padded(rows, padding, device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+    lengths = to_device(np.array([len(row) for row in rows]), device)
     mask = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
     return {"input_ids": tokens, "attention_mask": mask.long()}
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from fastmrc import _C
 from fastmrc._build import follow_torch
 from fastmrc.constraints import Automaton, flatten_sequences, native_automata
+from fastmrc.cuda.runtime import on_device
 from fastmrc.options import SamplingOptions, SearchOptions
 from fastmrc.types import Hypothesis, SampledSequence, SearchResult
 
-__all__ = ["BatchResult", "LogitsSource", "beam_search", "sample_sequences"]
+if TYPE_CHECKING:
+    import torch
+
+    from fastmrc.encoders.device import StepInputs
+
+__all__ = ["BatchResult", "DeviceLogitsSource", "LogitsSource", "beam_search", "sample_sequences"]
 
 
 class LogitsSource(Protocol):
@@ -30,9 +36,35 @@ class LogitsSource(Protocol):
         """Return the logits of the rows that the request lists, [rows, V]."""
 
 
+@runtime_checkable
+class DeviceLogitsSource(Protocol):
+    """What computes the logits of a search on a GPU, as `fastmrc.encoders.device.DeviceSession`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+
+    @property
+    def rows(self) -> int:
+        """Most rows that `step` returns, divided by the beam size."""
+
+    def prefill(self) -> torch.Tensor:
+        """Return the logits of the first token, [passages of all questions, V]."""
+
+    def begin(self, passages: NDArray[np.int64]) -> tuple[StepInputs, NDArray[np.int64]]:
+        """Keep these passages; return what `step` reads and the row of each passage."""
+
+    def step(self) -> torch.Tensor:
+        """Encode what the inputs hold; return logits [rows * beam size, V]."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Results of a batch of questions and the seconds spent in each part."""
+    """Results of a batch of questions and the seconds spent in each part.
+
+    Of a search on a GPU, whose parts run into each other there, the first are those until the
+    passages are encoded and the second all others.
+    """
 
     results: list[SearchResult]
     encode_seconds: float
@@ -40,7 +72,7 @@ class BatchResult:
 
 
 def beam_search(
-    source: LogitsSource,
+    source: LogitsSource | DeviceLogitsSource,
     questions: Sequence[Sequence[Sequence[int] | NDArray[np.int32]]],
     *,
     end_id: int,
@@ -54,7 +86,8 @@ def beam_search(
     Parameters
     ----------
     source
-        Computes the logits.
+        Computes the logits; where it does so on a GPU, a `DeviceLogitsSource`, the search is there,
+        too.
     questions
         For each question the token ids of its passages, without special tokens.
     end_id
@@ -79,7 +112,8 @@ def beam_search(
     )
     question_offsets = np.zeros(len(questions) + 1, dtype=np.int32)
     np.cumsum([len(passages) for passages in questions], out=question_offsets[1:])
-    search = _C.BeamSearch(
+    flat_weights = None if weights is None else _flatten_weights(weights, question_offsets)
+    search = _C.BeamSearch(  # checks all arguments, also for a GPU
         tokens,
         passage_offsets,
         question_offsets,
@@ -95,8 +129,23 @@ def beam_search(
         spans_only=options.mode == "extractive",
         look_ahead=options.look_ahead,
         constraints=native_automata("constraints", constraints, len(questions)),
-        weights=None if weights is None else _flatten_weights(weights, question_offsets),
+        weights=flat_weights,
     )
+    if isinstance(source, DeviceLogitsSource):
+        from fastmrc.cuda.beam_search import search_on_device
+
+        given = list(constraints) if constraints else [None] * len(questions)
+        return BatchResult(
+            *search_on_device(
+                source,
+                questions,
+                end_id=end_id,
+                vocabulary_size=vocabulary_size,
+                options=options,
+                weights=flat_weights,
+                constraints=given,
+            )
+        )
     encode_seconds = decode_seconds = 0.0
     while not search.done:
         begin = time.perf_counter()
@@ -168,11 +217,44 @@ def sample_sequences(
         constraints=native_automata("constraints", constraints, len(counts)),
     )
     while not sampler.done:
-        sampler.step(source.prefill() if sampler.steps == 0 else source.step(sampler.request))
+        logits = source.prefill() if sampler.steps == 0 else source.step(sampler.request)
+        if on_device(logits):
+            _draw_on_device(sampler, logits, end_id, options, seed, constraints)
+        else:
+            sampler.step(logits)
     return [
         [SampledSequence(*entry) for entry in sampler.sequences(prompt)]
         for prompt in range(len(counts))
     ]
+
+
+def _draw_on_device(
+    sampler: _C.SequenceSampler,
+    logits: Any,
+    end_id: int,
+    options: SamplingOptions,
+    seed: int,
+    constraints: Sequence[Automaton | None],
+) -> None:
+    """Make a step of the sampler with draws from logits on a GPU; only those come to the host."""
+    from fastmrc.cuda import ops
+
+    rows, streams, prompts, states = sampler.draws()
+    tokens, log_probs = ops.sample(
+        logits,
+        end_id=end_id,
+        seed=seed,
+        streams=streams,
+        positions=np.full(len(rows), sampler.steps, dtype=np.uint32),
+        top_k=options.top_k or 0,
+        top_p=options.top_p,
+        temperature=options.temperature,
+        constraint=[constraints[prompt] for prompt in prompts] if constraints else None,
+        states=states,
+        allow_end=np.full(len(states), sampler.steps >= options.min_tokens),
+        row_of=rows,
+    )
+    sampler.take(tokens.cpu().numpy(), log_probs.cpu().numpy())
 
 
 def _flatten_weights(

@@ -98,7 +98,8 @@ class SimilarityModel:
         device
             ``"cpu"`` (default) or a CUDA device.
         dtype
-            ``"float32"``, ``"bfloat16"`` or ``"auto"``, as for the readers. Vectors are float32.
+            ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, as for the readers. Vectors
+            are float32.
         pooling
             How a vector is made of the last hidden states: ``"mean"`` over the tokens, ``"cls"``,
             the first one, or ``"linear"``, that one through the pooler's layer without its tanh, as
@@ -114,8 +115,6 @@ class SimilarityModel:
         UnsupportedModelError
             If the model gives no vectors of this kind.
         """
-        if dtype not in ("float32", "bfloat16", "auto"):
-            raise InputError(f"dtype: expected float32, bfloat16 or auto, got {dtype!r}")
         if pooling not in (None, "mean", "cls", "linear"):
             raise InputError(f"pooling: expected mean, cls or linear, got {pooling!r}")
         loaded = load_model(

@@ -72,7 +72,7 @@ METHODS = {
     "span": Method("SpanReader", SpanOptions),
 }
 EXIT_SKIPPED = 2  # records could not be used
-DTYPES = ("float32", "bfloat16", "auto")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 NORMALIZATIONS = ("original", "none")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fastmrc import ops
 from fastmrc.cloze.documents import ClozeDocument
 from fastmrc.cloze.encoder import ClozeEncoder, ClozeRow, IntArray
 from fastmrc.cloze.model import load_cloze_encoder
+from fastmrc.cuda.runtime import has_kernels, to_host
 from fastmrc.encoders.batches import by_length
 from fastmrc.errors import InputError
 
@@ -215,7 +216,11 @@ class ClozeReader:
             ids[i, : len(words_of[d])] = words_of[d]
             for positions, own in found[d, blank]:
                 logits[i, positions] = own
-        words, scores, _ = ops.attention_sum(logits, ids, min(top_words, longest))
+        there: Any = logits
+        if has_kernels(self.encoder.device):
+            there = torch.from_numpy(logits).to(self.encoder.device)
+        summed = ops.attention_sum(there, ids, min(top_words, longest))
+        words, scores, _ = (to_host(array) for array in summed)
         answers: list[list[BlankAnswer]] = [[] for _ in documents]
         for i, (d, blank) in enumerate(blanks):
             ranked = tuple(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastmrc.cuda.runtime import has_kernels
 from fastmrc.encoders.batches import padded_inputs
 from fastmrc.errors import UnsupportedModelError
 
@@ -81,10 +82,13 @@ class SlotEncoder:
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[NDArray[np.int32]], slots: int) -> torch.Tensor:
-        """Encode inputs ``[CLS] [MASK]*slots ...``; return float32 [rows, slots, V] on the CPU."""
+        """Encode inputs ``[CLS] [MASK]*slots ...``; return float32 [rows, slots, V].
+
+        On the CPU unless there are kernels for the device.
+        """
         inputs = padded_inputs(rows, self._pad_id, self._model.device)
-        logits: torch.Tensor = self._at_slots(slots)(**inputs).logits
-        return logits.float().cpu()
+        logits: torch.Tensor = self._at_slots(slots)(**inputs).logits.float()
+        return logits if has_kernels(logits.device) else logits.cpu()
 
     def _at_slots(self, slots: int) -> Any:
         """Return the model with a body that gives the slots only; shares all weights."""
@@ -104,7 +108,8 @@ class SlotEncoder:
         try:
             ours = self.logits([row.astype(np.int32)], slots)
             whole = self._model(input_ids=torch.from_numpy(row)[None].to(self._model.device))
-            difference = float((ours - whole.logits[:, 1 : 1 + slots].float().cpu()).abs().max())
+            theirs = whole.logits[:, 1 : 1 + slots].float().cpu()
+            difference = float((ours.cpu() - theirs).abs().max())
         except Exception as error:  # whatever a model of another kind may raise
             hint = "" if self._model.dtype == torch.float32 else "; try dtype='float32'"
             raise UnsupportedModelError(

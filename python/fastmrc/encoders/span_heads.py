@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastmrc.cuda.runtime import has_kernels
 from fastmrc.encoders.batches import padded, padded_inputs
 from fastmrc.errors import UnsupportedModelError
 
@@ -51,13 +52,17 @@ class SpanEncoder:
     def logits(
         self, rows: Sequence[NDArray[np.int32]], token_types: Sequence[NDArray[np.int32]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode inputs; return start and end logits, float32 [rows, longest] on the CPU."""
+        """Encode inputs; return start and end logits, float32 [rows, longest].
+
+        On the CPU unless there are kernels for the device.
+        """
         device = self._model.device
         inputs = padded_inputs(rows, self._pad_id, device)
         if self._with_types:
             inputs["token_type_ids"] = padded(token_types, 0, device)
         output = self._model(**inputs)
-        return output.start_logits.float().cpu(), output.end_logits.float().cpu()
+        start, end = output.start_logits.float(), output.end_logits.float()
+        return (start, end) if has_kernels(device) else (start.cpu(), end.cpu())
 
     def _check(self, row: NDArray[np.int32], token_types: NDArray[np.int32]) -> None:
         try:

@@ -131,10 +131,12 @@ class Reader(ABC):
         path_or_id
             Directory or hub id of a model fine-tuned for this reader; nothing: the packaged model.
         device
-            ``"cpu"`` (default) or a CUDA device.
+            ``"cpu"`` (default) or a CUDA device, where the search runs, too, if the package was
+            built with its kernels (``fastmrc.build_info()["cuda"]``).
         dtype
-            ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where the hardware multiplies it
-            natively. LM head, softmax and scores stay float32; start and end heads run in `dtype`.
+            ``"float32"``, ``"bfloat16"``, ``"float16"`` (for GPUs) or ``"auto"``: bfloat16 where
+            the hardware multiplies it natively. LM head, softmax and scores stay float32; start and
+            end heads run in `dtype`.
         normalization
             Characters of passages before tokenising: ``"original"`` or ``"none"``; by default what
             the model directory says.
@@ -148,8 +150,6 @@ class Reader(ABC):
         UnsupportedModelError
             If the model cannot serve this reader.
         """
-        if dtype not in ("float32", "bfloat16", "auto"):
-            raise InputError(f"dtype: expected float32, bfloat16 or auto, got {dtype!r}")
         if normalization not in (None, "original", "none"):
             raise InputError(f"normalization: expected original or none, got {normalization!r}")
         loaded = load_model(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmrc.cuda.runtime import deferred_checks, to_host
 from fastmrc.errors import InputError, UnsupportedModelError
 from fastmrc.options import SlotOptions
 from fastmrc.pretrained import LoadedModel
@@ -87,15 +88,17 @@ class SlotReader(Reader):
             "constraint": automata,
             "min_tokens": options.min_answer_tokens,
         }
-        if options.decoding == "exact":
-            found = self.kernels.slot_topk(logits, options.top_k, **rules)
-        else:
-            found = (array[:, None] for array in self.kernels.slot_argmax(logits, **rules))
-        tokens, lengths, scores = (np.asarray(array) for array in found)
         first = logits[:, 0]
-        *_, logsumexp = self.kernels.row_stats(first)
-        ends = np.asarray(first[:, self._codec.sep_id], dtype=np.float64)
-        no_answer = np.exp(ends - np.asarray(logsumexp)).tolist()
+        with deferred_checks() as faults:
+            if options.decoding == "exact":
+                found = self.kernels.slot_topk(logits, options.top_k, **rules)
+            else:
+                found = (array[:, None] for array in self.kernels.slot_argmax(logits, **rules))
+            *_, logsumexp = self.kernels.row_stats(first)
+            tokens, lengths, scores = (to_host(array) for array in found)
+            faults.check()
+        ends = to_host(first[:, self._codec.sep_id]).astype(np.float64)
+        no_answer = np.exp(ends - to_host(logsumexp)).tolist()
         return [
             WindowSlots(_readings_of(window, tokens[i], lengths[i], scores[i]), no_answer[i])
             for i, window in enumerate(windows)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastmrc import ops
+from fastmrc.cuda.runtime import to_host
 from fastmrc.encoders.batches import by_length, return_freed_memory
 from fastmrc.encoders.span_heads import SpanEncoder
 from fastmrc.pretrained import LoadedModel
@@ -49,9 +50,12 @@ class SpanReader(SpanHeadReader):
                 )
                 middle = time.perf_counter()
                 mask: NDArray[np.bool_] = text_mask(chosen, start.shape[1])
-                scores, starts, ends, nulls = ops.best_spans(
-                    start, end, k, max_length, mask=mask, null_position=self._null_position
-                )
+                with ops.deferred_checks() as faults:
+                    best = ops.best_spans(
+                        start, end, k, max_length, mask=mask, null_position=self._null_position
+                    )
+                    scores, starts, ends, nulls = (to_host(array) for array in best)
+                    faults.check()
                 parts = zip(batch, chosen, scores, starts, ends, nulls.tolist(), strict=True)
                 encode = (middle - begin) / len(batch)
                 decode = (time.perf_counter() - middle) / len(batch)

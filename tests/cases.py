@@ -6,11 +6,13 @@ at the first differing decision is above `MARGIN`; smaller ones are near-ties, w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import fastmrc
@@ -59,8 +61,31 @@ def same_scores(ours: Any, theirs: Any) -> bool:
     return bool((np.abs(a[finite] - b[finite]) <= 2e-6 + 5e-7 * np.abs(b[finite])).all())
 
 
+# Where `cast` puts rows: a torch device, whose kernels then get them; None: the host. Set by
+# conftest.py for the tests marked "gpu".
+device: str | None = None
+
+# Random cases of a property: as a rule, on request, and on a GPU or its emulation.
+COUNTS = [
+    2_000,
+    pytest.param(100_000, marks=pytest.mark.exhaustive),
+    pytest.param(
+        300 if os.environ.get("FASTMRC_CUDA_EMULATION") else 2_000, marks=pytest.mark.gpu, id="gpu"
+    ),
+]
+
+
+def host(array: Any) -> NDArray[Any]:
+    """Return a result as a NumPy array."""
+    return np.asarray(array if device is None else array.cpu())
+
+
 def cast(rows: NDArray[np.float32], dtype: str) -> Any:
-    """Return the rows in a dtype of the kernels: NumPy, or torch for bfloat16."""
+    """Return the rows in a dtype of the kernels: NumPy, or torch for bfloat16 and on a device."""
+    if device is not None:
+        import torch
+
+        return torch.from_numpy(rows).to(device=device, dtype=getattr(torch, dtype))
     if dtype == "bfloat16":
         import torch
 
@@ -71,7 +96,9 @@ def cast(rows: NDArray[np.float32], dtype: str) -> Any:
 def rounded(rows: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """Return the float32 values that the rows have after `cast`."""
     if dtype == "bfloat16":
-        values: NDArray[np.float32] = cast(rows, dtype).float().numpy()
+        import torch
+
+        values: NDArray[np.float32] = torch.from_numpy(rows).bfloat16().float().numpy()
         return values
     return rows.astype(dtype).astype(np.float32)
 
@@ -138,7 +165,7 @@ class StepCase:
     def native(self) -> tuple[Any, Any, Any]:
         arguments = self.keywords | {"constraint": self.constraints, "states": self.states}
         result = ops.beam_step(cast(self.logits, self.dtype), self.scores, **arguments)
-        scores, tokens, parents = (np.asarray(array) for array in result)
+        scores, tokens, parents = (host(array) for array in result)
         return scores, tokens, parents
 
     def oracle(self) -> tuple[Any, Any, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import string
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 # Before any test imports the library: no test may reach the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import cases
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -26,6 +29,68 @@ CHINESE = (
 )
 PUNCTUATION = ",.?!'-()[]，。？！、；：（）《》"
 HIDDEN_SIZE = 32
+
+
+# Where the CUDA extension lies that was built with FASTMRC_CUDA_EMULATION=ON: its kernels run on
+# the host, for tests where there is no GPU.
+EMULATION = os.environ.get("FASTMRC_CUDA_EMULATION")
+# Run all tests that use torch on the GPU, or on its emulation, not only those marked "gpu".
+ALL_ON_DEVICE = os.environ.get("FASTMRC_TEST_ON_DEVICE", "") == "1"
+
+
+def _load_emulation(directory: str) -> None:
+    path = next(Path(directory).glob("_cuda.*.so"))
+    spec = importlib.util.spec_from_file_location("fastmrc._cuda", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fastmrc._cuda"] = module
+    spec.loader.exec_module(module)
+
+
+if EMULATION:
+    _load_emulation(EMULATION)
+
+
+def _kernel_device() -> str:
+    """Name the device that the kernels run on: a GPU, or the host where they are emulated."""
+    from fastmrc.cuda import runtime
+
+    if runtime.device_count() > 0:
+        return "cuda"
+    if runtime.kernels() is None or not runtime.kernels().is_emulated():
+        pytest.skip("needs an NVIDIA GPU and FASTMRC_CUDA=ON, or an emulation: see CONTRIBUTING.md")
+    return "cpu"
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name the device that the kernels run on, and let them run there."""
+    from fastmrc.cuda import runtime
+
+    name = _kernel_device()
+    monkeypatch.setattr(runtime, "device_type", name)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def rows_on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the random cases of tests marked "gpu" be on the device."""
+    if request.node.get_closest_marker("gpu") is not None:
+        monkeypatch.setattr(cases, "device", request.getfixturevalue("device"))
+
+
+@pytest.fixture(scope="session", autouse=ALL_ON_DEVICE)
+def everything_on_device() -> Iterator[None]:
+    """Let models be on the device unless a test names another, and the kernels run there."""
+    import fastmrc.pretrained
+    from fastmrc.cuda import runtime
+
+    name = _kernel_device()
+    resolve = fastmrc.pretrained.resolve_device
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "device_type", name)
+        patch.setattr(fastmrc.pretrained, "resolve_device", lambda own: resolve(own or name))
+        yield
 
 
 @pytest.fixture

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, Generator, Tally, cast, count_cases, rounded
+from cases import COUNTS, DTYPES, Generator, Tally, cast, count_cases, host, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastmrc import ops, reference
-
-COUNTS = [2_000, pytest.param(100_000, marks=pytest.mark.exhaustive)]
 
 
 def compare(rng: Generator, tally: Tally) -> None:
@@ -36,7 +34,7 @@ def compare(rng: Generator, tally: Tally) -> None:
     if rng.random() < 0.5:
         keywords["lengths"] = rng.integers(0, positions + 1, rows)
     k = int(rng.integers(1, positions + 3))
-    ours = [np.asarray(x) for x in ops.attention_sum(cast(logits, dtype), word_ids, k, **keywords)]
+    ours = [host(x) for x in ops.attention_sum(cast(logits, dtype), word_ids, k, **keywords)]
     theirs = reference.attention_sum(logits, word_ids, k, **keywords)
     np.testing.assert_array_equal(ours[0], theirs[0], err_msg=str(keywords))
     np.testing.assert_array_equal(ours[2], theirs[2])

@@ -425,7 +425,10 @@ def test_the_check_sees_another_head(tiny_bert_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "float64"}, "dtype: expected float32, bfloat16 or auto, got 'float64'"),
+        (
+            {"dtype": "float64"},
+            "dtype: expected one of float32, float16, bfloat16, auto, got 'float64'",
+        ),
         ({"normalization": "nfkc"}, "normalization: expected original or none, got 'nfkc'"),
         ({"device": "nowhere"}, "device: expected a device that torch can use"),
     ],

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from cases import (
+    COUNTS,
     DTYPES,
     MARGIN,
     Generator,
     Tally,
     cast,
     count_cases,
+    host,
     random_alphabet,
     random_automata,
     random_rows,
@@ -29,7 +31,6 @@ from fastmrc.reference.ops import allowed_mask
 from fastmrc.reference.sampling import _weights, philox, uniform
 from fastmrc.types import SampledSequence
 
-COUNTS = [2_000, pytest.param(100_000, marks=pytest.mark.exhaustive)]
 DRAWS = 200_000
 
 
@@ -88,7 +89,7 @@ def compare_draws(rng: Generator, tally: Tally) -> None:
         states=np.array([d[2][0] for d in drawn], np.int32),
         **keywords,
     )
-    tokens, log_probs = np.asarray(tokens), np.asarray(log_probs)
+    tokens, log_probs = host(tokens), host(log_probs)
     expected, expected_log_probs = reference.sample(
         logits, constraint=[d[1] for d in drawn], states=[d[3][0] for d in drawn], **keywords
     )

@@ -92,7 +92,7 @@ def test_the_pooling_of_a_model(
         SimilarityModel.from_pretrained(bert_copy)
     with pytest.raises(InputError, match="pooling: expected mean, cls or linear, got 'max'"):
         SimilarityModel.from_pretrained(no_head_dir, pooling="max")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="dtype: expected float32, bfloat16 or auto"):
+    with pytest.raises(InputError, match="dtype: expected one of float32, float16, bfloat16, auto"):
         SimilarityModel.from_pretrained(no_head_dir, dtype="int8")
 
 

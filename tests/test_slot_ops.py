@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from cases import (
+    COUNTS,
     DTYPES,
     MARGIN,
     Generator,
     Tally,
     cast,
     count_cases,
+    host,
     random_alphabet,
     random_rows,
     random_sequences,
@@ -25,8 +27,6 @@ from numpy.typing import NDArray
 
 import fastmrc
 from fastmrc import ops, reference
-
-COUNTS = [2_000, pytest.param(100_000, marks=pytest.mark.exhaustive)]
 
 
 @dataclass
@@ -108,7 +108,7 @@ def _first_margin(case: SlotCase, p: int, ours: list[int], theirs: list[int]) ->
 
 def compare_greedy(case: SlotCase, tally: Tally) -> None:
     arrays = ops.slot_argmax(case.native(), **case.arguments(fastmrc))
-    tokens, lengths, scores = (np.asarray(array) for array in arrays)
+    tokens, lengths, scores = (host(array) for array in arrays)
     want = reference.slot_argmax(case.logits, **case.arguments(reference))
     assert tokens.shape == want[0].shape and tokens.dtype == np.int32
     for p in range(len(case.logits)):
@@ -125,7 +125,7 @@ def compare_greedy(case: SlotCase, tally: Tally) -> None:
 
 def compare_exact(case: SlotCase, tally: Tally) -> None:
     arrays = ops.slot_topk(case.native(), case.k, **case.arguments(fastmrc))
-    tokens, lengths, scores = (np.asarray(array) for array in arrays)
+    tokens, lengths, scores = (host(array) for array in arrays)
     want = reference.slot_topk(case.logits, case.k, **case.arguments(reference))
     assert tokens.shape == want[0].shape
     for p in range(len(case.logits)):
@@ -195,7 +195,7 @@ def test_exact_is_the_best_of_all_spans(cases: int) -> None:
         case.kinds = ["SpanIndex"] * len(case.kinds)
         case.sequences = [sequences[:1] or [[]] for sequences in case.sequences]
         arrays = ops.slot_topk(case.native(), 1, **case.arguments(fastmrc))
-        tokens, lengths, scores = (np.asarray(array)[:, 0] for array in arrays)
+        tokens, lengths, scores = (host(array)[:, 0] for array in arrays)
         for p in range(len(case.logits)):
             tally.cases += 1
             spans = _spans(case.sequences[p][0], case.logits.shape[1], case.min_tokens)

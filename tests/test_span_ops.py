@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, Generator, Tally, cast, count_cases, rounded, same_scores
+from cases import COUNTS, DTYPES, Generator, Tally, cast, count_cases, host, rounded, same_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fastmrc import ops, reference
-
-COUNTS = [2_000, pytest.param(100_000, marks=pytest.mark.exhaustive)]
 
 
 @dataclass
@@ -74,7 +72,7 @@ def compare(case: SpanCase, tally: Tally) -> None:
         case.max_length,
         **case.keywords(),
     )
-    scores, starts, ends, nulls = (np.asarray(array) for array in arrays)
+    scores, starts, ends, nulls = (host(array) for array in arrays)
     want = reference.best_spans(case.start, case.end, case.k, case.max_length, **case.keywords())
     tally.cases += max(1, len(case.start))
     np.testing.assert_array_equal(starts, want[1])

@@ -183,7 +183,7 @@ class ClozeReader:
         flat = [row for own in rows for row in own]
         # By document and blank: the positions of its rows and their logits.
         found: dict[tuple[int, int], list[tuple[IntArray, NDArray[np.float32]]]] = {}
-        for places in by_length([len(row.tokens) for row in flat]):
+        for places in by_length([len(row.tokens) for row in flat], device=self.encoder.device):
             batch = [flat[i] for i in places]
             logits = self._logits(batch)
             line = 0

@@ -146,6 +146,8 @@ def single_automaton(automaton: _C.Automaton, device: torch.device) -> DeviceAut
         found = _kept.pop(key, None)
         if found is None:
             found = (automaton, DeviceAutomata([automaton], device))
+            if device.type == "cuda":  # other streams may read it
+                torch.cuda.current_stream(device).synchronize()
             while len(_kept) >= _MOST_KEPT:
                 _kept.pop(next(iter(_kept)))
         _kept[key] = found

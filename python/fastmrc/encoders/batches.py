@@ -23,10 +23,13 @@ __all__ = [
 # Padded tokens of one forward pass: enough to keep two to sixteen cores busy, little enough that
 # the activations of a BERT-base layer stay in tens of megabytes.
 MAX_BATCH_TOKENS = 4096
+# The same on a GPU: enough to fill a large one, while the activations of a layer stay below a
+# gigabyte.
+_MAX_GPU_BATCH_TOKENS = 65_536
 
 
 def by_length(
-    lengths: Sequence[int], most_rows: int | None = None, most_tokens: int | None = None
+    lengths: Sequence[int], most_rows: int | None = None, device: torch.device | None = None
 ) -> Iterator[list[int]]:
     """Yield the indices of inputs of like length, longest first, batch by batch.
 
@@ -35,13 +38,13 @@ def by_length(
     lengths
         Tokens of each input.
     most_rows
-        Largest number of inputs in a batch; None: as many as `most_tokens` allow.
-    most_tokens
-        Largest number of padded tokens in a batch of more than one input; None:
-        `MAX_BATCH_TOKENS`.
+        Largest number of inputs in a batch; None: as many as `MAX_BATCH_TOKENS` allows.
+    device
+        Where they are encoded; a GPU takes more of them at once.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    most_tokens = MAX_BATCH_TOKENS if most_tokens is None else most_tokens
+    on_gpu = device is not None and device.type == "cuda"
+    most_tokens = _MAX_GPU_BATCH_TOKENS if on_gpu else MAX_BATCH_TOKENS
     begin = 0
     while begin < len(order):
         size = max(1, most_tokens // max(1, lengths[order[begin]]))

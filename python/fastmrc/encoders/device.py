@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BufferPool", "DeviceSession", "StepInputs", "tokens_that_fit"]
 
-# Padded tokens of one forward pass: enough to fill a large GPU, while the activations of a
-# BERT-base layer stay below a gigabyte.
-_PREFILL_TOKENS = 65536
 # Inputs are padded to a multiple of this many tokens, so that shapes repeat.
 _PREFIX_STEP = 32
 # Attention kernels want masks whose rows are aligned.
@@ -312,7 +309,7 @@ class DeviceSession:
             return torch.zeros(0, encoder.vocabulary_size, device=device)
         lengths = self._lengths[self._passages]
         last = []
-        for batch in by_length(lengths.tolist(), most_tokens=_PREFILL_TOKENS):
+        for batch in by_length(lengths.tolist(), device=device):
             rows = slice(batch[0], batch[-1] + 1)  # the rows are in this order already
             own = lengths[rows]
             width = _round_up(int(own[0]), _PREFIX_STEP)  # few widths: kernels are chosen by them

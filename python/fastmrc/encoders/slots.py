@@ -80,6 +80,11 @@ class SlotEncoder:
         self._pad_id = int(model.config.pad_token_id or 0)
         self._check()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
     @torch.inference_mode()
     def logits(self, rows: Sequence[NDArray[np.int32]], slots: int) -> torch.Tensor:
         """Encode inputs ``[CLS] [MASK]*slots ...``; return float32 [rows, slots, V].

@@ -48,6 +48,11 @@ class SpanEncoder:
         self._with_types = with_types
         self._check(*sample)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
     @torch.inference_mode()
     def logits(
         self, rows: Sequence[NDArray[np.int32]], token_types: Sequence[NDArray[np.int32]]

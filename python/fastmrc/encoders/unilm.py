@@ -348,7 +348,7 @@ class EncoderSession:
         encoder, cache = self._encoder, self._cache
         if cache.rows == 0:
             return torch.zeros(0, encoder.vocabulary_size)
-        for batch in by_length(self._lengths.tolist()):
+        for batch in by_length(self._lengths.tolist(), device=encoder.device):
             rows = slice(batch[0], batch[-1] + 1)  # the cache's rows are in this order already
             tokens, mask = self._padded(rows)
             positions = torch.arange(tokens.shape[1], device=encoder.device).expand_as(tokens)

@@ -83,7 +83,7 @@ class VectorEncoder:
     ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield places in `rows` and their vectors, float32 [places, dimension], batch by batch,
         longest first."""
-        for places in by_length([len(row) for row in rows]):
+        for places in by_length([len(row) for row in rows], device=self._model.device):
             inputs = padded_inputs([rows[i] for i in places], self._pad_id, self._model.device)
             hidden = self._model.base_model(**inputs).last_hidden_state
             lengths = inputs["attention_mask"].sum(dim=1)

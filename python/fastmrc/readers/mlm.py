@@ -20,6 +20,7 @@ __all__ = ["MLMReader"]
 
 # Most logits of one forward pass: 128 MB of float32.
 _MAX_LOGITS = 1 << 25
+_MAX_GPU_LOGITS = 1 << 28  # 1 GB
 
 
 class MLMReader(SlotReader):
@@ -43,8 +44,10 @@ class MLMReader(SlotReader):
         places = [(q, w) for q, question in enumerate(questions) for w in question.windows]
         read: dict[int, WindowSlots] = {}
         encode, decode = [0.0] * len(questions), [0.0] * len(questions)
-        most_rows = _MAX_LOGITS // (self._vocabulary_size * options.max_answer_tokens)
-        batches = by_length([len(window.input_ids) for _, window in places], most_rows)
+        device = self._encoder.device
+        most_logits = _MAX_GPU_LOGITS if device.type == "cuda" else _MAX_LOGITS
+        most_rows = most_logits // (self._vocabulary_size * options.max_answer_tokens)
+        batches = by_length([len(window.input_ids) for _, window in places], most_rows, device)
         with tqdm(total=len(places), disable=not progress, unit="passage") as bar:
             for batch in batches:
                 windows = [places[i][1] for i in batch]

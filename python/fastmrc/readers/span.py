@@ -39,7 +39,9 @@ class SpanReader(SpanHeadReader):
         self, windows: Sequence[Window], k: int, max_length: int, progress: bool
     ) -> list[WindowSpans]:
         found: dict[int, WindowSpans] = {}
-        batches = by_length([len(window.input_ids) for window in windows])
+        batches = by_length(
+            [len(window.input_ids) for window in windows], device=self._encoder.device
+        )
         with tqdm(total=len(windows), disable=not progress, unit="window") as bar:
             for batch in batches:
                 chosen = [windows[i] for i in batch]

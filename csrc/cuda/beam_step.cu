@@ -4,6 +4,7 @@
 // Without a constraint votes are computed in float32 first; those that may be among the best are
 // scored again in double precision, as all others are from the start. No second [rows, vocabulary]
 // array is written.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/automata.cuh"
@@ -25,10 +26,18 @@ struct Found {
   int32_t parts;
 };
 
+// Blocks for each hypothesis: as many as the vocabulary takes, or, where constraints make it short,
+// up to 8 while the hypotheses alone would not fill a device.
+int64_t parts_of(const BeamStep& step) {
+  constexpr int64_t kEnoughBlocks = 1024, kMostParts = 8;
+  if (!step.all_constrained) return (step.logits.cols + kPartTokens - 1) / kPartTokens;
+  const int64_t hypotheses = std::max<int64_t>(1, int64_t{step.questions} * step.slots);
+  return std::min(std::max<int64_t>(1, kEnoughBlocks / hypotheses), kMostParts);
+}
+
 Found divide(Workspace& space, const BeamStep& step) {
   Found found;
-  const int64_t parts = (step.logits.cols + kPartTokens - 1) / kPartTokens;
-  found.parts = step.all_constrained ? 1 : static_cast<int32_t>(parts);
+  found.parts = static_cast<int32_t>(parts_of(step));
   found.keys =
       space.take<uint64_t>(int64_t{step.questions} * step.slots * found.parts * step.width);
   return found;
@@ -101,12 +110,12 @@ __device__ bool edges_are_sound(const BeamStep& step, const Edges& edges, int64_
 template <typename T>
 __device__ void score_allowed(const BeamStep& step, const Voters<T>& voters, float score,
                               const AutomatonView& automaton, int32_t state, bool allow_end,
-                              Collector<uint64_t, kRoom>& keys) {
+                              int32_t part, int32_t parts, Collector<uint64_t, kRoom>& keys) {
   const Edges edges = automaton.edges(state);
   if (!edges_are_sound(step, edges, voters.row(0))) return;
   const bool with_end = allow_end && automaton.is_final(state);
   const int32_t count = edges.count + (with_end ? 1 : 0);
-  for (int32_t i = 0; i < count; i += kThreads) {
+  for (int32_t i = part * kThreads; i < count; i += parts * kThreads) {
     const int32_t own = i + static_cast<int32_t>(threadIdx.x);
     uint64_t key = kNoKey;
     if (own < count) {
@@ -228,14 +237,15 @@ __global__ void __launch_bounds__(kThreads)
 
   int number = 0;
   Collector<uint64_t, kRoom> keys(step.width);
-  bool counts = voters.hypothesis < step.hypotheses[question] && voters.passages > 0 &&
-                state != kDeadState && (a < 0 || part == 0);
+  bool counts =
+      voters.hypothesis < step.hypotheses[question] && voters.passages > 0 && state != kDeadState;
   const float score = counts ? step.scores[slot] : 0.0f;
   counts = counts && score > -kInfinity && score < kInfinity;  // no continuation of -inf
   if (counts && rows_are_sound(step, voters)) {
     const bool allow_end = step.allow_end == nullptr || step.allow_end[question] != 0;
     if (a >= 0) {
-      score_allowed(step, voters, score, view_of(step.automata, a), state, allow_end, keys);
+      score_allowed(step, voters, score, view_of(step.automata, a), state, allow_end, part,
+                    found.parts, keys);
     } else {
       score_part(step, voters, score, int64_t{part} * kPartTokens, allow_end, keys);
     }

@@ -18,6 +18,7 @@ enum class Fault : uint8_t {
   kInfinityEnd = 8,
   kLength = 9,
   kState = 10,
+  kNanOnly = 11,  // where infinity is no fault
 };
 
 // A call's fault: row << 8 | kind of the first row at fault, kNoFault while there is none. Kernels
@@ -34,6 +35,8 @@ inline std::string fault_message(int64_t code, const std::string& name, int64_t 
   switch (static_cast<Fault>(code & 0xff)) {
     case Fault::kNan:
       return name + below + "NaN in row " + row;
+    case Fault::kNanOnly:
+      return name + ": expected no NaN, got NaN in row " + row;
     case Fault::kInfinity:
       return name + below + "inf in row " + row;
     case Fault::kMasked:

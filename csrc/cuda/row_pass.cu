@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
   const Total total = put_together(parts, row * parts_per_row, parts_per_row);
   const bool is_nan = total.max != total.max;
   if (threadIdx.x == 0) {
-    if (is_nan) report(pass.fault, row, Fault::kNan);
+    if (is_nan) report(pass.fault, row, with_stats ? Fault::kNan : Fault::kNanOnly);
     if (with_stats && total.max == kInfinity) report(pass.fault, row, Fault::kInfinity);
     if (pass.stats.max != nullptr) {
       pass.stats.max[row] = total.argmax < 0 ? total.max : to_float(rows.row(row)[total.argmax]);

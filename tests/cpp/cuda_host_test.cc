@@ -62,7 +62,9 @@ void test_beams() {
   step.logits = {nullptr, DType::kFloat32, 0, 21128, 21128};
   CHECK_EQ(cuda::beam_step_bytes(step), 2 * 3 * 6 * 3 * 8);  // 6 parts of 4,096 tokens
   step.all_constrained = true;
-  CHECK_EQ(cuda::beam_step_bytes(step), (2 * 3 * 3 * 8 + 15) / 16 * 16);
+  CHECK_EQ(cuda::beam_step_bytes(step), 2 * 3 * 8 * 3 * 8);  // 8 parts of few tokens
+  step.questions = 500;
+  CHECK_EQ(cuda::beam_step_bytes(step), 500 * 3 * 3 * 8);  // enough without parts
   cuda::Beams beams;
   beams.slots = 257;
   CHECK_THROWS(cuda::advance_beams(beams, {}, {}, 1, {}, nullptr, 0, nullptr),
@@ -123,6 +125,7 @@ void test_messages() {
   CHECK_EQ(cuda::fault_message(cuda::kNoFault, "x", 7, 3), std::string());
   CHECK_EQ(message(5, cuda::Fault::kNan),
            std::string("x: expected numbers below infinity, got NaN in row 5"));
+  CHECK_EQ(message(5, cuda::Fault::kNanOnly), std::string("x: expected no NaN, got NaN in row 5"));
   CHECK_EQ(message(int64_t{1} << 40, cuda::Fault::kMasked),
            std::string("x: expected a finite entry in every row, got only -inf in row "
                        "1099511627776"));

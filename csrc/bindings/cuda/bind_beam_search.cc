@@ -154,7 +154,10 @@ class PyBeamSearch {
     step.questions = questions;
     step.slots = slots;
     step.width = width;
-    scratch.beam_step = space.take<uint8_t>(cuda::beam_step_bytes(step));
+    // Whether all questions are constrained is known after step 0 only.
+    const int64_t without = cuda::beam_step_bytes(step);
+    step.all_constrained = true;
+    scratch.beam_step = space.take<uint8_t>(std::max(without, cuda::beam_step_bytes(step)));
     const int64_t found = int64_t{questions} * width;
     scratch.candidates = {space.take<float>(found), space.take<int32_t>(found),
                           space.take<int32_t>(found)};

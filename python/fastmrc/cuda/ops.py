@@ -146,7 +146,7 @@ def row_stats(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     """See `fastmrc.ops.row_stats`."""
     rows = _two_dimensions("x", x)
     with call_on(x.device) as faults:
-        found = _stats(rows, faults.new(x.device, "logits"))
+        found = _stats(rows, faults.new(x.device, "x"))
     result = found.max, found.argmax, found.logsumexp
     return (result[0][0], result[1][0], result[2][0]) if x.ndim == 1 else result
 

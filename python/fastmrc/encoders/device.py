@@ -308,7 +308,8 @@ class DeviceSession:
         if count == 0:
             return torch.zeros(0, encoder.vocabulary_size, device=device)
         lengths = self._lengths[self._passages]
-        last = []
+        # All inputs go to the device before it has work: a copy would wait for that.
+        batches = []
         for batch in by_length(lengths.tolist(), device=device):
             rows = slice(batch[0], batch[-1] + 1)  # the rows are in this order already
             own = lengths[rows]
@@ -318,10 +319,13 @@ class DeviceSession:
             positions = torch.arange(width, device=device).expand_as(tokens)
             visible = np.arange(width)[None, :] < own[:, None]
             mask = None if visible.all() else to_device(visible, device)[:, None, None, :]
+            batches.append((rows, tokens, positions, mask, to_device(own - 1, device)))
+        order = to_device(np.argsort(self._passages), device)
+        last = []
+        for rows, tokens, positions, mask, ends in batches:
             cache: Any = _Cache(self._buffers, encoder.num_layers, rows)
             hidden = encoder.forward(tokens, positions, mask, 0, cache)
-            last.append(hidden[torch.arange(len(own), device=device), to_device(own - 1, device)])
-        order = to_device(np.argsort(self._passages), device)
+            last.append(hidden[torch.arange(len(ends), device=device), ends])
         return encoder.logits(torch.cat(last)[order])
 
     @torch.inference_mode()

@@ -61,12 +61,16 @@ class DeviceGuard {
 #else
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != before_;
+    if (changed_) check(cudaSetDevice(device), "cudaSetDevice");
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);  // where it stayed, this would make a context there
+  }
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 
  public:
 #endif

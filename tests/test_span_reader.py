@@ -1238,3 +1238,24 @@ def test_pipeline_by_path(bert_qa_dir: Path, tiny: LoadedModel) -> None:
 def test_pipeline_with_an_unknown_keyword(bert_qa_dir: Path) -> None:
     with pytest.raises(TypeError, match="beam_size"):
         pipeline(model=str(bert_qa_dir), beam_size=2)
+
+
+def test_registered_with_transformers(bert_qa_dir: Path) -> None:
+    from transformers import pipeline as make
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from fastmrc.integrations.transformers import REGISTERED_TASK, pipeline, register_pipeline
+
+    before = dict(PIPELINE_REGISTRY.supported_tasks)
+    try:
+        ours = pipeline("question-answering", model=bert_qa_dir, register=True)
+        theirs = make(REGISTERED_TASK, model=str(bert_qa_dir), dtype="float32")
+        assert isinstance(theirs, SpanReader)
+        asked = {"question": "北京在哪里?", "context": "中国北京在二月天气大"}
+        assert theirs(**asked) == ours(**asked)
+        several = make(REGISTERED_TASK, model=str(bert_qa_dir), dtype="float32", top_k=2, device=-1)
+        assert len(several(**asked)) == 2
+        assert REGISTERED_TASK in register_pipeline()
+    finally:
+        PIPELINE_REGISTRY.supported_tasks.clear()
+        PIPELINE_REGISTRY.supported_tasks.update(before)

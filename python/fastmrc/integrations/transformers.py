@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["pipeline"]
+__all__ = ["REGISTERED_TASK", "pipeline", "register_pipeline"]
 
 _TASK: Literal["question-answering"] = "question-answering"
+
+REGISTERED_TASK = "extractive-question-answering"
+"""Name of the task in transformers' registry, after `register_pipeline`."""
 
 
 def pipeline(
@@ -44,6 +47,7 @@ def pipeline(
     use_fast: object = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    register: bool = False,
     **defaults: Any,
 ) -> SpanReader | Callable[..., Any]:
     """Return a span reader that is called as the question-answering pipeline was.
@@ -69,6 +73,8 @@ def pipeline(
         Accepted and without effect.
     revision, local_files_only
         As for `fastmrc.SpanReader.from_pretrained`.
+    register
+        Whether ``transformers.pipeline`` is to make such readers, too: see `register_pipeline`.
     **defaults
         Keywords of every call, such as ``top_k``; see `fastmrc.SpanReader.__call__`.
 
@@ -94,6 +100,8 @@ def pipeline(
     unknown = sorted(set(defaults) - known)
     if unknown:
         raise TypeError(f"pipeline: unexpected keyword {', '.join(unknown)}")
+    if register:
+        register_pipeline()
     if model is None or isinstance(model, str | Path):
         if isinstance(tokenizer, str | Path) and str(tokenizer) == str(model):
             tokenizer = None
@@ -116,6 +124,61 @@ def pipeline(
         loaded = LoadedModel(model, _fast(tokenizer), "none", type(model).__name__)
     reader = SpanReader(loaded)
     return partial(reader, **defaults) if defaults else reader
+
+
+def register_pipeline() -> tuple[str, ...]:
+    """Let ``transformers.pipeline`` make span readers.
+
+    Afterwards ``transformers.pipeline("extractive-question-answering", model=...)`` returns one.
+    ``transformers.pipeline("question-answering", ...)`` does, too, where transformers asks its
+    registry for that name; 5.23 refuses before.
+
+    Returns
+    -------
+    tuple of str
+        The names of tasks that now give span readers.
+    """
+    from transformers import AutoModelForQuestionAnswering
+    from transformers.pipelines import PIPELINE_REGISTRY, check_task
+
+    names = []
+    for name in (REGISTERED_TASK, _TASK):
+        PIPELINE_REGISTRY.register_pipeline(
+            name, pipeline_class=_RegisteredPipeline, pt_model=AutoModelForQuestionAnswering
+        )
+        try:
+            check_task(name)
+        except KeyError:
+            del PIPELINE_REGISTRY.supported_tasks[name]
+        else:
+            names.append(name)
+    return tuple(names)
+
+
+class _RegisteredPipeline:
+    """What transformers' registry takes for a pipeline class; calling it gives a span reader."""
+
+    # What transformers is to load beside the model.
+    _load_tokenizer = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_processor = False
+
+    def __new__(  # type: ignore[misc]
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        task: str | None = None,
+        device: int | str | torch.device | None = None,
+        **options: Any,
+    ) -> SpanReader | Callable[..., Any]:
+        if device is not None:
+            cast("torch.nn.Module", model).to(_device_name(device))
+        for name in ("dtype", "framework", "torch_dtype"):  # the model is loaded already
+            options.pop(name, None)
+        cast("torch.nn.Module", model).eval()
+        return pipeline(_TASK, model=model, tokenizer=tokenizer, **options)
 
 
 def _device_name(device: int | str | torch.device | None) -> str | None:

@@ -40,6 +40,7 @@ COMMANDS = (
     "audit",
     "train",
     "prune-vocab",
+    "convert",
     "bench",
 )
 

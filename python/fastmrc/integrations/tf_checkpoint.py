@@ -1,7 +1,7 @@
 """Reads checkpoints of TensorFlow ("tensor bundles") without TensorFlow.
 
 ``NAME.index`` is a sorted table of LevelDB's format (uncompressed, as TensorFlow writes it): names
-of tensors and, for each, a protocol buffer ``BundleEntryProto`` (dtype, shape, shard, offset, size).
+of tensors and a protocol buffer ``BundleEntryProto`` each (dtype, shape, shard, offset, size).
 ``NAME.data-00000-of-00001`` and further shards hold the numbers. Sources:
 tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/lib/io/format.cc.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastmrc.reference.audit import largest_lead, min_norm_point, reflection_search
+from fastmrc.reference.autoregressive import AutoRegressiveDecoder
 from fastmrc.reference.beam_search import NextLogits, beam_search
 from fastmrc.reference.cloze import attention_sum, bilstm_logits
 from fastmrc.reference.constraints import Automaton, SpanIndex, Trie
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastmrc.reference.readers import MLMReader, Seq2SeqReader, SpanReader
 
 __all__ = [
+    "AutoRegressiveDecoder",
     "Automaton",
     "MLMReader",
     "NextLogits",

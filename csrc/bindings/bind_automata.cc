@@ -2,24 +2,26 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings/dlpack.h"
 #include "bindings/register.h"
 #include "fastmrc/span_index.h"
+#include "fastmrc/text_index.h"
 #include "fastmrc/trie.h"
 
 namespace fastmrc::bindings {
 namespace {
 
 // Offsets of `count` sequences, count + 1 of them, checked for size here and for order by the core.
-int64_t count_of(const std::vector<int64_t>& offsets, size_t tokens) {
-  if (offsets.empty() || offsets.back() != static_cast<int64_t>(tokens)) {
+int64_t count_of(const std::vector<int64_t>& offsets, size_t items, const char* name = "tokens") {
+  if (offsets.empty() || offsets.back() != static_cast<int64_t>(items)) {
     throw py::value_error(
-        "offsets: expected at least one entry and the last to be the number of "
-        "tokens, " +
-        std::to_string(tokens));
+        std::string("offsets: expected at least one entry and the last to be the number of ") +
+        name + ", " + std::to_string(items));
   }
   return static_cast<int64_t>(offsets.size()) - 1;
 }
@@ -45,6 +47,44 @@ class PyTrie : public PyAutomaton {
  private:
   Automaton automaton_;
 };
+
+// Of every token sequence that spells a piece of a passage.
+class PyTextIndex : public PyAutomaton {
+ public:
+  PyTextIndex(const std::vector<uint8_t>& text, const std::vector<int64_t>& offsets,
+              const TokenSpellings& first, const TokenSpellings& following)
+      : automaton_(build_text_index(text.data(), offsets.data(),
+                                    static_cast<int32_t>(count_of(offsets, text.size(), "bytes")),
+                                    first, following)) {}
+  const Automaton& automaton() const override { return automaton_; }
+
+ private:
+  Automaton automaton_;
+};
+
+std::unique_ptr<PyTextIndex> build_text(py::handle text, py::handle offsets,
+                                        const TokenSpellings& first,
+                                        const TokenSpellings& following) {
+  const std::vector<uint8_t> bytes = uint8_values(text, "text");
+  const std::vector<int64_t> offset_values = int64_values(offsets, "offsets");
+  const py::gil_scoped_release release;
+  return std::make_unique<PyTextIndex>(bytes, offset_values, first, following);
+}
+
+std::unique_ptr<TokenSpellings> build_spellings(py::handle ids, py::handle text,
+                                                py::handle offsets) {
+  const std::vector<int32_t> id_values = int32_values(ids, "ids");
+  const std::vector<uint8_t> bytes = uint8_values(text, "text");
+  const std::vector<int64_t> offset_values = int64_values(offsets, "offsets");
+  const int64_t count = count_of(offset_values, bytes.size(), "bytes");
+  if (count != static_cast<int64_t>(id_values.size())) {
+    throw py::value_error("ids: expected one per spelling, " + std::to_string(count) + ", got " +
+                          std::to_string(id_values.size()));
+  }
+  const py::gil_scoped_release release;
+  return std::make_unique<TokenSpellings>(id_values.data(), bytes.data(), offset_values.data(),
+                                          static_cast<int32_t>(count));
+}
 
 template <typename T>
 std::unique_ptr<T> build(py::handle tokens, py::handle offsets) {
@@ -160,6 +200,11 @@ void register_automata(py::module_& module) {
           py::arg("span"));
   py::class_<PyTrie, PyAutomaton>(module, "Trie")
       .def(py::init(&build<PyTrie>), py::arg("tokens"), py::arg("offsets"));
+  py::class_<TokenSpellings>(module, "TokenSpellings")
+      .def(py::init(&build_spellings), py::arg("ids"), py::arg("text"), py::arg("offsets"));
+  py::class_<PyTextIndex, PyAutomaton>(module, "TextIndex")
+      .def(py::init(&build_text), py::arg("text"), py::arg("offsets"), py::arg("first"),
+           py::arg("following"));
   module.def("pack_automata", &pack_automata, py::arg("automata"));
   module.def(
       "find_occurrences",

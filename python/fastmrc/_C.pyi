@@ -100,6 +100,14 @@ class SpanIndex(Automaton):
 class Trie(Automaton):
     def __init__(self, tokens: Any, offsets: Any) -> None: ...
 
+class TokenSpellings:
+    def __init__(self, ids: Any, text: Any, offsets: Any) -> None: ...
+
+class TextIndex(Automaton):
+    def __init__(
+        self, text: Any, offsets: Any, first: TokenSpellings, following: TokenSpellings
+    ) -> None: ...
+
 class StepRequest:
     @property
     def questions(self) -> NDArray[np.int32]: ...

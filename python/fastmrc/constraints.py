@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
 from fastmrc import _C
 from fastmrc.cuda.runtime import on_device
+from fastmrc.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+    from transformers import PreTrainedTokenizerFast
+
+    from fastmrc.text_constraints import TextSpanIndex, TokenSpanIndex
 
 __all__ = ["Automaton", "SpanIndex", "Trie", "flatten_sequences", "int_vector", "native_automata"]
 
@@ -166,6 +170,69 @@ class SpanIndex(Automaton):
 
     def __init__(self, passages: Iterable[Sequence[int] | NDArray[np.integer]]) -> None:
         self._native = _C.SpanIndex(*flatten_sequences("passages", passages))
+
+    @overload
+    @classmethod
+    def from_text(
+        cls,
+        passages: Sequence[str],
+        tokenizer: PreTrainedTokenizerFast,
+        unit: Literal["token"] = "token",
+    ) -> TokenSpanIndex: ...
+
+    @overload
+    @classmethod
+    def from_text(
+        cls, passages: Sequence[str], tokenizer: PreTrainedTokenizerFast, unit: Literal["text"]
+    ) -> TextSpanIndex: ...
+
+    @classmethod
+    def from_text(
+        cls,
+        passages: Sequence[str],
+        tokenizer: PreTrainedTokenizerFast,
+        unit: Literal["token", "text"] = "token",
+    ) -> TokenSpanIndex | TextSpanIndex:
+        """Index the pieces of texts, for an output that quotes them and is found in them again.
+
+        Parameters
+        ----------
+        passages
+            Texts; read as the tokenizer normalises them (lower case, accents, white space), cited
+            as they are.
+        tokenizer
+            Fast tokenizer of the model. It is read at the first call; later changes other than
+            tokens added to it go unseen.
+        unit
+            ``"token"``: pieces of the tokens that the tokenizer makes of a passage, so an output
+            begins and ends where those do, and has no other tokens. The smaller index; for a model
+            trained to copy the tokens of its input. ``"text"``: every sequence of tokens that
+            spells a piece of a passage, also one that begins or ends inside the passage's tokens;
+            for a model that writes as its tokenizer cuts the answer by itself. Byte-level BPE,
+            SentencePiece (Metaspace) BPE and Unigram, and WordPiece tokenizers.
+
+        Returns
+        -------
+        Automaton
+            With ``locate(output)``, which gives the passages and places of an output, token ids or
+            text, as `fastmrc.Span`: `fastmrc.text_constraints.TokenSpanIndex`, a `SpanIndex`, or
+            `fastmrc.text_constraints.TextSpanIndex`.
+
+        Raises
+        ------
+        InputError
+            If the unit is ``"text"`` and the tokenizer is of another kind; if a text is not one
+            that UTF-8 can encode.
+        TypeError
+            If the passages are not strings or the tokenizer is not a fast one of transformers.
+        """
+        from fastmrc import text_constraints
+
+        if unit == "text":
+            return text_constraints.TextSpanIndex(passages, tokenizer)
+        if unit == "token":
+            return text_constraints.TokenSpanIndex(passages, tokenizer)
+        raise InputError(f"unit: expected 'token' or 'text', got {unit!r}")
 
     def occurrences(self, span: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
         """Find where a span stands.

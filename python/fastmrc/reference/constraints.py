@@ -1,6 +1,6 @@
 """What may come next: spans of the passages, or a closed set of answers.
 
-Both classes answer the questions of the automata in ``fastmrc.constraints``, by dictionaries of
+The classes answer the questions of the automata in ``fastmrc.constraints``, by dictionaries of
 n-grams and by a trie of dictionaries. State 0 is the root, -1 is the dead state; every other
 state is a number handed out when its prefix is first seen, so only the answers are comparable
 with the native automata, not the numbers.
@@ -8,7 +8,7 @@ with the native automata, not the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastmrc.errors import InputError
 from fastmrc.reference._checks import int_vector, token_list, token_lists
 
-__all__ = ["Automaton", "SpanIndex", "Trie", "ngram_continuations"]
+__all__ = ["Automaton", "SpanIndex", "TextSpanIndex", "Trie", "ngram_continuations"]
 
 ROOT = 0
 DEAD = -1
@@ -184,6 +184,78 @@ class SpanIndex:
         return self._states[span]
 
 
+class TextSpanIndex:
+    """Token sequences that spell a piece of some texts, found by enumeration.
+
+    A piece begins and ends at a character and may be empty. A sequence that spells the beginning of
+    a piece inside a character is not final, and is left out if no tokens complete that character.
+
+    Parameters
+    ----------
+    passages
+        Texts.
+    first, following
+        The bytes that each token stands for at the beginning, maybe none, and after another token.
+    """
+
+    def __init__(
+        self, passages: Iterable[str], first: Mapping[int, bytes], following: Mapping[int, bytes]
+    ) -> None:
+        self._first, self._following = dict(first), dict(following)
+        ends = [passage[i:].encode() for passage in passages for i in range(len(passage))]
+        self._beginnings = {b"", *(text[:i] for text in ends for i in range(1, len(text) + 1))}
+        self._complete: dict[bytes, bool] = {}
+        # The text of each state; None for the root, where `first` is read.
+        self._texts: list[bytes | None] = [None]
+        self._states: dict[bytes, int] = {}
+
+    def advance(self, states: Any, tokens: Any) -> NDArray[np.int32]:
+        """Follow one token from each state; arguments and result as in `SpanIndex.advance`."""
+        checked, following = _states_and_tokens(states, tokens, len(self._texts))
+        reached = [self._step(s, v) for s, v in zip(checked, following, strict=True)]
+        return np.array(reached, dtype=np.int32)
+
+    def allowed(self, states: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """List the tokens that may follow each state; as `SpanIndex.allowed`."""
+        checked = _checked_states(states, len(self._texts))
+        return _to_csr([self._continuations(s) for s in checked])
+
+    def is_final(self, states: Any) -> NDArray[np.bool_]:
+        """Tell for states [n] whether whole characters were read; -1 is not final."""
+        checked = _checked_states(states, len(self._texts))
+        texts = [self._texts[s] or b"" for s in checked]
+        final = [s != DEAD and _is_text(text) for s, text in zip(checked, texts, strict=True)]
+        return np.array(final, dtype=np.bool_)
+
+    def _continuations(self, state: int) -> dict[int, bytes]:
+        """Return the text after each token that may follow."""
+        if state == DEAD:
+            return {}
+        text = self._texts[state]
+        spelling = self._first if text is None else self._following
+        longer = {token: (text or b"") + more for token, more in spelling.items()}
+        return {token: read for token, read in longer.items() if self._leads_on(read)}
+
+    def _leads_on(self, text: bytes) -> bool:
+        """Tell whether `text`, maybe with more tokens, is a piece of a passage."""
+        if text not in self._beginnings:
+            return False
+        if text not in self._complete:
+            self._complete[text] = _is_text(text) or any(
+                self._leads_on(text + more) for more in self._following.values()
+            )
+        return self._complete[text]
+
+    def _step(self, state: int, token: int) -> int:
+        text = self._continuations(state).get(token)
+        if text is None:
+            return DEAD
+        if text not in self._states:
+            self._states[text] = len(self._texts)
+            self._texts.append(text)
+        return self._states[text]
+
+
 class Trie:
     """A closed set of token sequences.
 
@@ -245,6 +317,14 @@ class Trie:
                 self._final.append(False)
             state = self._children[state][token]
         self._final[state] = True
+
+
+def _is_text(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _checked_states(states: Any, count: int) -> list[int]:

@@ -29,7 +29,6 @@ import gc
 import hashlib
 import importlib.metadata
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -592,10 +591,14 @@ def _build_dictionary(rows: NDArray[np.int32]) -> tuple[None, Followers]:
 
 
 def _memory() -> tuple[int, int]:
-    """Return bytes in memory now and at most so far."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[1]) * resource.getpagesize()
-    return now, max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    """Return bytes in memory now and at most so far.
+
+    The process's own peak: that of `resource` counts the process that started it, too.
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, max(now, peak)
 
 
 def _give_back() -> None:

@@ -521,8 +521,10 @@ class _Buffer:
 
     def __init__(self, like: torch.Tensor) -> None:
         with torch.inference_mode(False):  # tensors made in that mode do not count writes
-            self.tensor = torch.full(like.shape, -torch.inf, dtype=like.dtype)
-        self._array = self.tensor.numpy()  # writes by NumPy are not counted
+            self.tensor = torch.empty(like.shape, dtype=like.dtype)
+        # Writes by NumPy are not counted, and wait for no thread of torch.
+        self._array = self.tensor.numpy()
+        self._array.fill(-np.inf)
         self._flat = self._array.reshape(-1)
         self._cells = np.zeros(0, dtype=np.int64)
         self._version = self.tensor._version

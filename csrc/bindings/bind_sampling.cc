@@ -48,7 +48,7 @@ py::tuple draws(SequenceSampler& self) {
 
 void take(SequenceSampler& self, const py::array_t<int32_t, py::array::c_style>& tokens,
           const py::array_t<double, py::array::c_style>& log_probs) {
-  const auto expected = static_cast<py::ssize_t>(self.prepare_draws().row_of.size());
+  const auto expected = static_cast<py::ssize_t>(self.num_draws());
   if (tokens.size() != expected || log_probs.size() != expected) {
     throw py::value_error("tokens, log_probs: expected " + std::to_string(expected) +
                           " entries, got " + std::to_string(tokens.size()) + " and " +

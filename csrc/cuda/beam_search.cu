@@ -10,22 +10,16 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kMostSlots = 256;
 
-__global__ void __launch_bounds__(kThreads) first_step_kernel(FirstStep step, int64_t count) {
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    first_step_kernel(TypedRows<T> logits, FirstStep step, int64_t count) {
   const int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (p >= count) return;
   const int32_t argmax = step.stats.argmax[p];
   const double logsumexp = step.stats.logsumexp[p];
   if (argmax < 0 && logsumexp == -kInfinityDouble) report(step.fault, p, Fault::kMasked);
   step.surviving[p] = argmax != step.end_id ? 1 : 0;
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    no_answer_kernel(TypedRows<T> logits, FirstStep step, int64_t count) {
-  const int64_t p = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (p >= count) return;
-  const auto end = static_cast<double>(to_float(logits.row(p)[step.end_id]));
-  step.no_answer[p] = exp(end - step.stats.logsumexp[p]);
+  step.no_answer[p] = exp(static_cast<double>(to_float(logits.row(p)[step.end_id])) - logsumexp);
 }
 
 // What one thread knows of its question.
@@ -266,10 +260,9 @@ Beams lay_out_beams(int32_t* state, uint8_t* ancestors, int32_t questions, int32
 void first_step(const FirstStep& step, Stream stream) {
   const int64_t count = step.logits.rows;
   const int64_t blocks = (count + kThreads - 1) / kThreads;
-  launch("first_step_kernel", first_step_kernel, blocks, kThreads, stream, step, count);
   with_type(step.logits, [&](auto rows) {
     using T = typename decltype(rows)::Item;
-    launch("no_answer_kernel", no_answer_kernel<T>, blocks, kThreads, stream, rows, step, count);
+    launch("first_step_kernel", first_step_kernel<T>, blocks, kThreads, stream, rows, step, count);
   });
 }
 

@@ -2,8 +2,7 @@
 #pragma once
 
 #include <cstring>
-#include <stdexcept>
-#include <string>
+#include <limits>
 
 #include "cuda/block.cuh"
 #include "cuda/row_pass.h"
@@ -11,14 +10,6 @@
 namespace fastmrc::cuda {
 
 __device__ constexpr float kQuietNan = std::numeric_limits<float>::quiet_NaN();
-
-// The selections keep their keys in shared memory, whose size is fixed.
-inline void check_topk(int64_t k) {
-  if (k >= 0 && k <= kMaxTopk) return;
-  throw std::invalid_argument(
-      "k: expected " + (k < 0 ? std::string("at least 0") : "at most " + std::to_string(kMaxTopk)) +
-      ", got " + std::to_string(k));
-}
 
 // Larger numbers have larger bits, and those of every number are above 0. Not for NaN.
 __device__ inline uint64_t ordered_bits_of_double(double value) {

@@ -231,10 +231,7 @@ int64_t row_pass_bytes(int64_t rows, int64_t cols, int64_t k) {
 }
 
 void row_pass(const RowPass& pass, Stream stream) {
-  if (pass.k < 0 || pass.k > kMaxTopk) {
-    throw std::invalid_argument("k: expected at most " + std::to_string(kMaxTopk) + ", got " +
-                                std::to_string(pass.k));
-  }
+  check_topk(pass.k);
   Workspace space(pass.workspace);
   const Parts parts = divide(space, pass.rows.rows, pass.rows.cols, pass.k);
   const int64_t per_row = parts_of(pass.rows.cols);

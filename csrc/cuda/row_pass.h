@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/platform.h"
 #include "cuda/workspace.h"
@@ -12,14 +14,20 @@ namespace fastmrc::cuda {
 // Most entries of a row that row_pass selects.
 constexpr int64_t kMaxTopk = 512;
 
+// The selections keep their keys in shared memory, whose size is fixed.
+inline void check_topk(int64_t k) {
+  if (k >= 0 && k <= kMaxTopk) return;
+  throw std::invalid_argument(
+      "k: expected " + (k < 0 ? std::string("at least 0") : "at most " + std::to_string(kMaxTopk)) +
+      ", got " + std::to_string(k));
+}
+
 // Of each row [rows]; null arrays: not wanted. As RowStats on the CPU, but of a row with NaN or
 // +inf the maximum is NaN or +inf, the argmax -1.
 struct RowStatsArrays {
   float* max = nullptr;
   int32_t* argmax = nullptr;
   double* logsumexp = nullptr;
-
-  bool wanted() const { return logsumexp != nullptr; }
 };
 
 struct RowPass {

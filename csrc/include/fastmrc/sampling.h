@@ -58,6 +58,7 @@ class SequenceSampler {
     const std::vector<int32_t>& states;      // [rows]
   };
   Draws prepare_draws();
+  int64_t num_draws() const { return static_cast<int64_t>(live_.size()); }
   void take(const int32_t* tokens, const double* log_probs);
 
   bool done() const { return request_.questions.empty() && step_ > 0; }

@@ -159,11 +159,6 @@ def _on(x: torch.Tensor, values: Any, dtype: torch.dtype, name: str, items: int)
     return tensor.to(device=x.device, dtype=dtype).contiguous()
 
 
-def _require_sound(name: str, values: Any, sound: bool, expected: str) -> None:
-    if not sound:
-        raise ValueError(f"{name}: expected {expected}")
-
-
 def beam_step(
     logits: torch.Tensor,
     scores: Any,

@@ -117,16 +117,16 @@ class _Buffers:
         self.graphs: dict[int, _Graph] = {}  # by rows
         self.graph_pool: Any = None  # memory that the graphs share, as they never run at once
 
-        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self._tokens = empty(rows, beam_size)
-        self._positions = empty(rows, beam_size)
-        self._mask = empty(rows, 1, beam_size, columns, dtype=torch.bool)
-        self._cache_columns = empty(beam_size)
-        self._live = empty(rows * beam_size, dtype=torch.bool)
-        self._question_of = empty(rows, dtype=torch.int32)
-        self._first_position = empty(rows)
+        self._tokens = zeros(rows, beam_size)
+        self._positions = zeros(rows, beam_size)
+        self._mask = zeros(rows, 1, beam_size, columns, dtype=torch.bool)
+        self._cache_columns = zeros(beam_size)
+        self._live = zeros(rows * beam_size, dtype=torch.bool)
+        self._question_of = zeros(rows, dtype=torch.int32)
+        self._first_position = zeros(rows)
 
     def inputs(self, rows: int) -> StepInputs:
         """Return the inputs of the first rows."""
